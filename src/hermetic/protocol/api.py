@@ -1,0 +1,216 @@
+"""The bodies of the HTTP API, shared by the server and the client.
+
+Requests are decoded strictly: an unknown key is an error that names it. Times are seconds since the epoch.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import UNSET, Struct, UnsetType, field
+
+from hermetic.protocol.events import Approval, Choice, Clarify, Seal, Snapshot, StateName, Usage
+
+
+class Request(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all request bodies."""
+
+
+class Response(Struct, frozen=True, kw_only=True):
+    """Base of all response bodies; a client ignores members that it does not know."""
+
+
+# --- requests -----------------------------------------------------------------------------------------------------
+
+
+class NewSession(Request, frozen=True):
+    agent: str | None = None
+    """A name from the configuration; None: the configuration's default agent."""
+    profile: str | None = None
+    workspace: str | None = None
+    """An absolute path (or `~`) that the configuration allows; None: a new empty folder under the data directory."""
+    title: str | None = None
+    model: str | None = None
+    personality: str | None = None
+    project_id: str | None = None
+
+
+class ChangeSession(Request, frozen=True):
+    """Only the members that are sent are changed."""
+
+    title: str | UnsetType = UNSET
+    archived: bool | UnsetType = UNSET
+    pinned: bool | UnsetType = UNSET
+    agent: str | UnsetType = UNSET
+    profile: str | UnsetType = UNSET
+    workspace: str | UnsetType = UNSET
+    model: str | None | UnsetType = UNSET
+    personality: str | None | UnsetType = UNSET
+    project_id: str | None | UnsetType = UNSET
+
+
+class NewTurn(Request, frozen=True):
+    message: str
+    attachments: list[str] = field(default_factory=list)
+    """At most 20 names of files in the workspace."""
+    model: str | None = None
+    """Remembered on the session."""
+    idempotency_key: str | None = None
+    """The same key with the same body answers with the same turn; the header Idempotency-Key does the same."""
+    on_busy: Literal["reject", "queue"] = "reject"
+    on_disconnect: Literal["continue", "cancel"] = "continue"
+    """`cancel`: the turn is cancelled when its last reader leaves."""
+
+
+class GiveApproval(Request, frozen=True):
+    choice: Choice = "deny"
+
+
+class GiveAnswer(Request, frozen=True):
+    text: str
+
+
+class GiveSteer(Request, frozen=True):
+    message: str
+
+
+# --- responses ----------------------------------------------------------------------------------------------------
+
+
+class CompactSession(Response, frozen=True):
+    """A session without its messages, in SEED's members."""
+
+    session_id: str
+    title: str
+    workspace: str
+    agent: str
+    profile: str
+    model: str | None = None
+    message_count: int = 0
+    created_at: float = 0.0
+    updated_at: float = 0.0
+    pinned: bool = False
+    archived: bool = False
+    project_id: str | None = None
+    input_tokens: int = 0
+    output_tokens: int = 0
+    estimated_cost: float = 0.0
+    personality: str | None = None
+    active_turn_id: str | None = None
+    """The turn of this session that has not ended, if any."""
+
+
+class ToolCard(Response, frozen=True):
+    """A tool call, for drawing it again on reload (SEED point 11)."""
+
+    name: str
+    snippet: str
+    tid: str
+    assistant_msg_idx: int
+    args: dict[str, str]
+
+
+class SessionView(CompactSession, frozen=True):
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    tool_calls: list[ToolCard] = field(default_factory=list)
+
+
+class SessionList(Response, frozen=True):
+    sessions: list[CompactSession]
+    next_before: float | None = None
+    """Send it as `before=` for the next page; None: this was the last."""
+
+
+class SearchHit(Response, frozen=True):
+    session_id: str
+    title: str
+    snippet: str
+    """The text around the first hit, matches between « and »."""
+    updated_at: float = 0.0
+
+
+class SearchResult(Response, frozen=True):
+    hits: list[SearchHit]
+
+
+class TurnView(Response, frozen=True):
+    turn_id: str
+    session_id: str
+    state: StateName
+    ended: bool
+    agent: str
+    profile: str
+    workspace: str
+    message: str
+    created_at: float
+    started_at: float | None = None
+    ended_at: float | None = None
+    queue_position: int | None = None
+    last_seq: int = 0
+    """The newest event in the journal."""
+    pending: list[Approval | Clarify] = field(default_factory=list)
+    """What waits for a person now."""
+    seal: Seal | None = None
+    snapshot: Snapshot | None = None
+    """What was said so far."""
+    stderr: str | None = None
+    """What the child printed, its last part; only after the end."""
+    events_url: str = ""
+
+
+class ApprovalView(Response, frozen=True):
+    approval_id: str
+    choice: Choice
+
+
+class ClarifyView(Response, frozen=True):
+    clarify_id: str
+    text: str
+
+
+class Accepted(Response, frozen=True):
+    turn_id: str
+    state: StateName
+
+
+class AgentView(Response, frozen=True):
+    name: str
+    adapter: str
+    description: str = ""
+
+
+class Choices(Response, frozen=True):
+    """What a page can offer: GET /v1/options."""
+
+    agents: list[AgentView]
+    default_agent: str
+    profiles: list[str]
+    default_profile: str
+    workspace_roots: list[str]
+
+
+class Health(Response, frozen=True):
+    status: Literal["ok", "draining"]
+    version: str
+    protocol: int
+    level: int
+    seal: Seal
+    sessions: int
+    active_turns: int
+    queued_turns: int
+    uptime_s: float
+    heartbeat_s: float
+
+
+class Problem(Response, frozen=True):
+    """RFC 9457 problem details, with our members `code`, `fault` and `hint`."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    fault: Literal["client", "agent", "host", "hermetic"]
+    hint: str
+    turn_id: str | None = None
+    """With `session_busy`: the turn that is active."""

@@ -1,0 +1,196 @@
+"""The storage seam: what the supervisor asks of a store. One contract test serves every implementation.
+
+What must be one step is one call here, so that an engine for many hosts can make it one statement: a turn is enqueued
+with the user's message (`enqueue`), and it ends with its last events, the assistant's message and the session's totals
+(`finish`). Every write of a turn names the turn's epoch; one of an older epoch raises `Fenced`. All methods are safe
+under trio cancellation: they have happened whole or not at all. All raise `StorageError` when the engine fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from msgspec import Struct, field
+
+from hermetic.protocol.events import StateName, Verdict
+
+Record = tuple[str, bytes]
+"""An event as the journal keeps it: its name and its JSON (one line, no LF)."""
+
+
+class Entry(NamedTuple):
+    """An event as the journal gives it back."""
+
+    seq: int
+    name: str
+    data: bytes
+
+
+class Session(Struct, frozen=True, kw_only=True):
+    """A session's own data, without its messages. Stored as JSON, so members may be added with a default."""
+
+    session_id: str
+    tenant: str = "local"
+    title: str = ""
+    title_by_user: bool = False
+    """A title that the user gave is never replaced by the agent's or by the first message."""
+    agent: str = "demo"
+    profile: str = "default"
+    workspace: str = ""
+    model: str | None = None
+    personality: str | None = None
+    project_id: str | None = None
+    pinned: bool = False
+    archived: bool = False
+    created_at: float = 0.0
+    updated_at: float = 0.0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    estimated_cost: float = 0.0
+
+
+class SessionRow(NamedTuple):
+    session: Session
+    rev: int
+    """Grows with every write; `put` and `delete` compare it."""
+    message_count: int
+    active_turn_id: str | None
+    """The session's oldest turn that has not ended."""
+
+
+class TurnSpec(Struct, frozen=True, kw_only=True):
+    """What was asked for, fixed at admission."""
+
+    turn_id: str
+    session_id: str
+    tenant: str = "local"
+    agent: str
+    profile: str
+    workspace: str
+    message: str
+    attachments: list[str] = field(default_factory=list)
+    model: str | None = None
+    idempotency_key: str | None = None
+    on_disconnect: str = "continue"
+    created_at: float = 0.0
+
+
+class TurnRow(Struct, frozen=True, kw_only=True):
+    spec: TurnSpec
+    state: StateName
+    """`queued` until claimed, `running` until finished, then the verdict."""
+    epoch: int
+    """0 until the first claim."""
+    last_seq: int = 0
+    cancel_requested: bool = False
+    started_at: float | None = None
+    ended_at: float | None = None
+    stderr: str | None = None
+
+
+class Claim(NamedTuple):
+    spec: TurnSpec
+    epoch: int
+    last_seq: int
+
+
+class Finish(Struct, frozen=True, kw_only=True):
+    """The end of a turn, written in one step and durable (fsync) on return."""
+
+    turn_id: str
+    epoch: int
+    state: Verdict
+    first_seq: int
+    records: list[Record]
+    """The last events: the terminal one and `stream_end`, after any that are not journaled yet."""
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    """The turn's messages after the user's own; replace any that this turn had there."""
+    history: list[dict[str, Any]] | None = None
+    """If given: replaces all the session's messages instead (an agent that has compressed its context)."""
+    change: Callable[[Session], Session] | None = None
+    """Applied to the session inside the step: totals, title, updated_at."""
+    ended_at: float
+    stderr: str | None = None
+
+
+class EventLog(Protocol):
+    async def append(self, turn_id: str, epoch: int, first_seq: int, records: Sequence[Record]) -> None:
+        """In the journal on return: it survives a kill -9 of the server. `first_seq` must be the turn's last + 1, else
+        `Fenced`, as with an older epoch. At most one call in flight per turn. Concurrent calls for many turns share
+        one commit."""
+
+    async def append_durable(self, turn_id: str, epoch: int, first_seq: int, records: Sequence[Record]) -> None:
+        """The same, and on the disk (fsync) on return: for what a user did."""
+
+    async def read(self, turn_id: str, after: int, *, bytes_max: int = 1 << 20) -> list[Entry]:
+        """The next events after `after`, in order and without holes: at least one if there is one, about `bytes_max`
+        bytes of data at most. Empty: there is none yet."""
+
+    async def last_seq(self, turn_id: str) -> int:
+        """0 when the turn has no events or does not exist."""
+
+
+class TurnQueue(Protocol):
+    async def enqueue(self, spec: TurnSpec, message: dict[str, Any], *, queue_max: int) -> tuple[TurnRow, bool]:
+        """Saves the turn as `queued` and the user's message in its session, durable (fsync) on return.
+
+        → `(row, True)`; with an idempotency key that this tenant's session has used before, that turn and False, and
+        nothing is written. Raises `NotFound` for an unknown session and `QueueFull` when `queue_max` turns wait.
+        """
+
+    async def enqueue_if_idle(self, spec: TurnSpec, message: dict[str, Any], *, queue_max: int) -> tuple[TurnRow, bool]:
+        """The same, but raises `SessionBusy` (extra: turn_id) when the session has a turn that has not ended."""
+
+    async def claim(self, turn_id: str, *, started_at: float) -> Claim | None:
+        """Takes a queued turn: state `running`, epoch + 1. None when it is not queued any more."""
+
+    async def finish(self, end: Finish) -> None:
+        """Ends a turn that is queued or running, as one step. `Fenced` when its epoch is not the current one, when
+        `first_seq` is not the next, or when it has ended before."""
+
+    async def turn(self, turn_id: str) -> TurnRow | None: ...
+
+    async def unended(self) -> list[TurnRow]:
+        """All turns that have not ended, oldest first."""
+
+    async def session_turns(self, session_id: str) -> list[TurnRow]:
+        """All turns of a session, oldest first."""
+
+
+class Control(Protocol):
+    async def request_cancel(self, turn_id: str) -> bool:
+        """Notes durably that the turn is to be cancelled. False when it has ended or does not exist. Idempotent."""
+
+
+class SessionStore(Protocol):
+    async def create(self, session: Session) -> None: ...
+
+    async def get(self, session_id: str) -> SessionRow | None: ...
+
+    async def put(self, session: Session, *, if_rev: int) -> int:
+        """→ the new rev. Raises `Conflict` when the session has another rev by now, `NotFound` when it is gone."""
+
+    async def delete(self, session_id: str) -> bool:
+        """With its messages, turns and events. Raises `SessionBusy` while a turn has not ended. False: no such one."""
+
+    async def messages(self, session_id: str) -> list[dict[str, Any]]:
+        """Oldest first, by turn and then by order within the turn."""
+
+    async def list(
+        self, tenant: str, *, before: float | None = None, limit: int = 50, archived: bool | None = False
+    ) -> list[SessionRow]:
+        """Newest `updated_at` first, those with `updated_at < before`; `archived` None: both."""
+
+    async def search(self, tenant: str, query: str, *, limit: int = 20) -> list[tuple[SessionRow, str]]:
+        """Full text over titles and the text of messages: every word must occur, the last may be a prefix. Any input
+        is a valid query (quotes and operators are plain text). → rows with a snippet, matches between « and »; best
+        first, each session once."""
+
+    async def count(self) -> int: ...
+
+
+class Store(EventLog, TurnQueue, Control, SessionStore, Protocol):
+    """All of it, and its lifetime. Used as `async with open_sqlite(path) as store:`."""
+
+
