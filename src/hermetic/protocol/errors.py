@@ -141,7 +141,6 @@ class FrameTooLong(ProtocolError):
     default_hint = "Send the text in smaller events, or raise limits.frame_bytes_max."
 
 
-
 class Fenced(HermeticError):
     """A write named an epoch or a sequence number that is not the turn's current one: it comes too late."""
 
