@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType, field
 
-from hermetic.protocol.events import Approval, Choice, Clarify, Seal, Snapshot, StateName, Usage
+from hermetic.protocol.events import Approval, Choice, Clarify, Seal, Snapshot, StateName
 
 
 class Request(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -53,7 +53,7 @@ class Session(Struct, frozen=True, kw_only=True):
 class SessionRow(NamedTuple):
     session: Session
     rev: int
-    """Grows with every write; `put` and `delete` compare it."""
+    """Grows with every write; `put_session` compares it."""
     message_count: int
     active_turn_id: str | None
     """The session's oldest turn that has not ended."""
@@ -164,20 +164,20 @@ class Control(Protocol):
 
 
 class SessionStore(Protocol):
-    async def create(self, session: Session) -> None: ...
+    async def create_session(self, session: Session) -> None: ...
 
-    async def get(self, session_id: str) -> SessionRow | None: ...
+    async def session(self, session_id: str) -> SessionRow | None: ...
 
-    async def put(self, session: Session, *, if_rev: int) -> int:
+    async def put_session(self, session: Session, *, if_rev: int) -> int:
         """→ the new rev. Raises `Conflict` when the session has another rev by now, `NotFound` when it is gone."""
 
-    async def delete(self, session_id: str) -> bool:
+    async def delete_session(self, session_id: str) -> bool:
         """With its messages, turns and events. Raises `SessionBusy` while a turn has not ended. False: no such one."""
 
     async def messages(self, session_id: str) -> list[dict[str, Any]]:
         """Oldest first, by turn and then by order within the turn."""
 
-    async def list(
+    async def sessions(
         self, tenant: str, *, before: float | None = None, limit: int = 50, archived: bool | None = False
     ) -> list[SessionRow]:
         """Newest `updated_at` first, those with `updated_at < before`; `archived` None: both."""
@@ -187,7 +187,7 @@ class SessionStore(Protocol):
         is a valid query (quotes and operators are plain text). → rows with a snippet, matches between « and »; best
         first, each session once."""
 
-    async def count(self) -> int: ...
+    async def count_sessions(self) -> int: ...
 
 
 class Store(EventLog, TurnQueue, Control, SessionStore, Protocol):
