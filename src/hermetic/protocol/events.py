@@ -15,10 +15,10 @@ Times are seconds since the epoch (float) unless the name says otherwise.
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 Choice = Literal["once", "session", "always", "deny"]
 Verdict = Literal["done", "failed", "cancelled", "crashed", "timed_out", "over_limit", "lost"]
@@ -28,6 +28,8 @@ StateName = Literal[
     "done", "failed", "cancelled", "crashed", "timed_out", "over_limit", "lost",
 ]  # fmt: skip
 """A turn's state as readers see it: a phase of supervisor/turn.py, or, once it has ended, its verdict."""
+Count = Annotated[int, Meta(ge=0, le=(1 << 53) - 1)]
+"""Of tokens. Never negative, for a session adds them up; 2**53 - 1 is the last whole number that JavaScript keeps."""
 
 
 def tag_of(class_name: str) -> str:
@@ -42,13 +44,13 @@ class Event(Struct, frozen=True, kw_only=True, tag_field="event", tag=tag_of, fo
 class Usage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Tokens and money of one turn; the context figures only where the agent has a compressor."""
 
-    input_tokens: int = 0
-    output_tokens: int = 0
-    estimated_cost: float = 0.0
+    input_tokens: Count = 0
+    output_tokens: Count = 0
+    estimated_cost: Annotated[float, Meta(ge=0)] = 0.0
     """US dollars."""
-    context_length: int | None = None
-    threshold_tokens: int | None = None
-    last_prompt_tokens: int | None = None
+    context_length: Count | None = None
+    threshold_tokens: Count | None = None
+    last_prompt_tokens: Count | None = None
 
 
 # --- child → supervisor -------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -24,6 +24,11 @@ from hermetic.protocol.errors import FrameTooLong, ProtocolError
 FRAME_BYTES_MAX = 1 << 20
 """One MiB: a hundred times the largest delta that a provider sends, and a thousandth of what hurts a server."""
 
+NESTING_MAX = 100
+"""Levels of lists and mappings in a result's messages. Providers' messages nest about ten deep. msgspec refuses what
+reaches the interpreter's recursion limit, but that limit counts the caller's stack too, so without a bound of our own a
+value that was decoded here could be too deep to be encoded again where the stack is deeper."""
+
 T = TypeVar("T")
 _CONTROL = re.compile(rb"[\x00-\x09\x0b-\x1f]")
 
@@ -31,63 +36,107 @@ _CONTROL = re.compile(rb"[\x00-\x09\x0b-\x1f]")
 class LineSplitter:
     """Feeds on bytes in any split, yields whole lines without their LF.
 
-    Holds at most `frame_bytes_max` bytes between two feeds. Raises `FrameTooLong` for a line beyond the limit and
-    `ProtocolError` for a control character or an end in the middle of a line; after an error it is spent.
+    Holds at most `frame_bytes_max` bytes between two feeds, in one bytearray: a list of what came in would cost a
+    hostile child one byte and us an object. Raises `FrameTooLong` for a line beyond the limit and `ProtocolError` for a
+    control character or an end in the middle of a line; the first fault by position counts, so that the split of the
+    bytes never decides which it is. After an error it is spent.
     """
 
     def __init__(self, frame_bytes_max: int = FRAME_BYTES_MAX) -> None:
         self._frame_bytes_max = frame_bytes_max
-        self._parts: list[bytes] = []
-        self._held = 0
+        self._held = bytearray()
+
+    @property
+    def held_bytes(self) -> int:
+        """Of the line that has not ended yet."""
+        return len(self._held)
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Yields the good lines first, then raises: what was said before the fault is not lost."""
         *ends, rest = data.split(b"\n")
         for end in ends:
             self._check(end)
-            line = b"".join((*self._parts, end)) if self._parts else end
-            self._parts, self._held = [], 0
+            if self._held:
+                self._held += end
+                line = bytes(self._held)
+                self._held = bytearray()
+            else:
+                line = end
             yield line
         if rest:
             self._check(rest)
-            self._parts.append(rest)
-            self._held += len(rest)
+            self._held += rest
 
     def _check(self, part: bytes) -> None:
-        if self._held + len(part) > self._frame_bytes_max:
-            raise FrameTooLong(f"a frame is longer than {self._frame_bytes_max} bytes")
-        if bad := _CONTROL.search(part):
+        room = self._frame_bytes_max - len(self._held)
+        if bad := _CONTROL.search(part, 0, room):
             raise ProtocolError(f"the stream has a control character (byte 0x{part[bad.start()]:02x})")
+        if len(part) > room:
+            raise FrameTooLong(f"a frame is longer than {self._frame_bytes_max} bytes")
 
     def close(self) -> None:
         """The stream has ended: nothing may be left."""
         if self._held:
-            raise ProtocolError(f"the stream ended in the middle of a frame, after {self._held} bytes of it")
+            raise ProtocolError(f"the stream ended in the middle of a frame, after {len(self._held)} bytes of it")
 
 
 class FrameDecoder(Generic[T]):
-    """Bytes in any split → `(frame, struct)` pairs; the frame is the line's own bytes, validated."""
+    """Bytes in any split → `(frame, struct)` pairs; the frame is the line's own bytes, validated.
+
+    After an error it is spent: every later call raises an error with the same message.
+    """
 
     def __init__(self, decoder: msgspec.json.Decoder[T], frame_bytes_max: int = FRAME_BYTES_MAX) -> None:
         self._decoder = decoder
         self._lines = LineSplitter(frame_bytes_max)
+        self._fault: ProtocolError | None = None
+
+    @property
+    def held_bytes(self) -> int:
+        """Of the frame that has not ended yet; never more than the limit."""
+        return self._lines.held_bytes
 
     def feed(self, data: bytes) -> list[tuple[bytes, T]]:
         """Raises `ProtocolError` when the bytes do not hold; frames before the bad one in the same feed are in the
         error's `extra["before"]`, so that nothing said is lost."""
         before: list[tuple[bytes, T]] = []
+        self._refuse_after_fault()
         try:
             for line in self._lines.feed(data):
-                before.append((line, self._decoder.decode(line)))
+                message = self._decoder.decode(line)
+                if isinstance(message, events.Result) and _nests_deeper_than(NESTING_MAX, message.messages or []):
+                    raise ProtocolError(f"a result's messages nest deeper than {NESTING_MAX} levels")
+                before.append((line, message))
         except ProtocolError as error:
             error.extra["before"] = before
+            self._fault = error
             raise
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise ProtocolError(f"a frame cannot be read: {error}", before=before) from error
+            self._fault = ProtocolError(f"a frame cannot be read: {error}", before=before)
+            raise self._fault from error
         return before
 
     def close(self) -> None:
+        """The stream has ended. Raises `ProtocolError` for half a frame."""
+        self._refuse_after_fault()
         self._lines.close()
+
+    def _refuse_after_fault(self) -> None:
+        if self._fault is not None:
+            raise type(self._fault)(self._fault.message, before=[])
+
+
+def _nests_deeper_than(levels: int, messages: list[dict[str, Any]]) -> bool:
+    """Walks level by level, so that no nesting can exhaust the stack."""
+    level: list[Any] = [messages]
+    for _ in range(levels):
+        level = [
+            child
+            for parent in level
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(child, dict | list)
+        ]
+    return bool(level)
 
 
 def event_decoder(frame_bytes_max: int = FRAME_BYTES_MAX) -> FrameDecoder[events.ChildEvent]:
