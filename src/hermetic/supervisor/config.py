@@ -1,14 +1,37 @@
 """The configuration: one TOML file, one frozen tree of structs, every limit with its default and its unit.
 
 Secrets never stand in the file: they come from the server's environment (`pass_env` names the variables) or from files
-(`env_file`), and an inline table that looks like one is refused.
+(`env_file`), and a variable or an option whose name says that it is one is refused.
+
+Reading goes file → tables (tomllib) → structs (config_toml) → rules that concern more than one value (here).
 """
 
 from __future__ import annotations
 
-from typing import Any
+import ipaddress
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final
 
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
+from msgspec.structs import replace
+
+from hermetic.protocol.errors import ConfigError
+from hermetic.supervisor import config_toml
+
+ADAPTERS: Final = ("function", "demo")
+"""What an agent's `adapter` may name; the child has a module of the same name for each."""
+
+Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
+"""More than a year is a slip of the pen, and infinity no limit at all."""
+SecondsOrNone = Annotated[float, Meta(ge=0, le=31_536_000)]
+"""0: do not wait."""
+Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+"""A million of anything counted here is beyond one machine."""
+Size = Annotated[int, Meta(ge=1, le=1 << 40)]
+"""Bytes; a tebibyte is more than the memory of the machines this runs on."""
 
 
 class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -16,63 +39,77 @@ class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Server(Section, frozen=True):
+    """Where the server listens and keeps its data."""
+
     bind: str = "127.0.0.1:8642"
     """HOST:PORT; port 0 lets the kernel choose. Anything but loopback needs --insecure while there are no tenants."""
     data: str = "~/.local/share/hermetic"
     """Database, workspaces and kept output of children."""
-    body_bytes_max: int = 4 << 20
+    body_bytes_max: Size = 4 << 20
     """A request's body; larger than limits.message_bytes_max by what JSON escapes may add."""
-    drain_s: float = 10.0
+    drain_s: SecondsOrNone = 10.0
     """On SIGTERM running turns get this long to finish before they are cancelled."""
 
 
 class Turns(Section, frozen=True):
-    concurrent_max: int = 16
+    """How many turns run, and how long each step of one may take."""
+
+    concurrent_max: Count = 16
     """Turns that run at once; more wait in the queue. A Python child costs about 10 MiB and a core's share."""
-    queue_max: int = 1000
+    queue_max: Count = 1000
     """Turns that wait; one more is refused with 429."""
-    ready_s: float = 30.0
+    ready_s: Seconds = 30.0
     """From spawn to the child's `Ready`; a cold hermes-agent on a busy disk needs up to ten."""
-    wall_s: float = 3600.0
+    wall_s: Seconds = 3600.0
     """Wall clock of a turn from its start; then it ends as timed_out."""
-    approval_s: float = 300.0
+    approval_s: Seconds = 300.0
     """How long an approval or a clarification waits before the answer is deny."""
-    grace_s: float = 5.0
+    grace_s: SecondsOrNone = 5.0
     """Between SIGTERM and SIGKILL."""
-    exit_s: float = 5.0
+    exit_s: SecondsOrNone = 5.0
     """Between the agent's result and the end of its process; then the tree is killed, the result stands."""
 
 
 class Limits(Section, frozen=True):
-    message_bytes_max: int = 1 << 20
+    """How much one turn may say."""
+
+    message_bytes_max: Size = 1 << 20
     """A user's message in UTF-8."""
-    frame_bytes_max: int = 1 << 20
-    """One event of a child."""
-    event_bytes_max: int = 256 << 20
+    frame_bytes_max: Annotated[int, Meta(ge=256, le=64 << 20)] = 1 << 20
+    """One event of a child. Under 256 bytes not even its first frame fits; each reader is sent an event whole."""
+    event_bytes_max: Size = 256 << 20
     """All events of a turn; then it ends as over_limit."""
-    stderr_bytes_max: int = 64 << 10
+    stderr_bytes_max: Annotated[int, Meta(ge=0, le=64 << 20)] = 64 << 10
     """What is kept of a child's prints: the last part."""
-    stderr_lines: int = 20
+    stderr_lines: Annotated[int, Meta(ge=0, le=1000)] = 20
     """Lines of it in the event of a crash."""
 
 
 class Stream(Section, frozen=True):
-    heartbeat_s: float = 10.0
-    """A comment line on an idle stream; proxies cut at 30 to 60 s, SSE.md asks for 15 at most."""
-    retry_ms: int = 1000
+    """How readers follow a turn."""
+
+    heartbeat_s: Annotated[float, Meta(gt=0, le=60)] = 10.0
+    """A comment line on an idle stream; proxies cut at 30 to 60 s, so that 15 at most is wise."""
+    retry_ms: Annotated[int, Meta(ge=0, le=3_600_000)] = 1000
     """What readers are told to wait before they reconnect."""
-    ring_bytes: int = 1 << 20
+    ring_bytes: Annotated[int, Meta(ge=0, le=1 << 30)] = 1 << 20
     """Encoded events kept in memory per running turn; what has left is read from the journal."""
-    ring_events: int = 4096
+    ring_events: Count = 4096
+    """The same as a number of events: small ones cost more than their bytes."""
 
 
 class Workspaces(Section, frozen=True):
+    """Where agents may work."""
+
     roots: list[str] = field(default_factory=list)
     """Folders in which a session may choose its workspace, beside its own under the data directory. Empty: none."""
 
 
 class Agent(Section, frozen=True):
+    """An agent that sessions can name: `[agents.NAME]`."""
+
     adapter: str = "function"
+    """What runs in the child: `function` (your own callable) or `demo`."""
     target: str | None = None
     """`module:callable` for the adapter `function`."""
     python_path: list[str] = field(default_factory=list)
@@ -82,29 +119,288 @@ class Agent(Section, frozen=True):
     pass_env: list[str] = field(default_factory=list)
     """Names of variables that are copied from the server's environment."""
     description: str = ""
+    """One line for people who choose an agent."""
     model: str | None = None
+    """The model when a session names none."""
     options: dict[str, Any] = field(default_factory=dict)
     """The agent's own settings; they reach the adapter as they are."""
 
 
 class Profile(Section, frozen=True):
+    """Whose environment a turn runs in: `[profiles.NAME]`."""
+
     env_file: str | None = None
     """A dotenv file, read at the start of every turn."""
     env: dict[str, str] = field(default_factory=dict)
+    """Variables for the child; they win over env_file. Not for secrets."""
     pass_env: list[str] = field(default_factory=list)
+    """Names of variables that are copied from the server's environment."""
     home: str | None = None
-    """HERMES_HOME and HOME of the child; None: a folder of its own under the data directory."""
+    """HERMES_HOME and HOME of the child; not set: a folder of its own under the data directory."""
+
+
+DEMO: Final = Agent(adapter="demo")
+"""The agent `demo` of every configuration that does not define its own."""
 
 
 class Config(Section, frozen=True):
+    """All of it. `load_config` makes one that keeps every rule of this module."""
+
     server: Server = field(default_factory=Server)
     turns: Turns = field(default_factory=Turns)
     limits: Limits = field(default_factory=Limits)
     stream: Stream = field(default_factory=Stream)
     workspaces: Workspaces = field(default_factory=Workspaces)
-    agents: dict[str, Agent] = field(default_factory=lambda: {"demo": Agent(adapter="demo")})
+    agents: dict[str, Agent] = field(default_factory=lambda: {"demo": DEMO})
     """`demo` is there unless the file defines it otherwise."""
     profiles: dict[str, Profile] = field(default_factory=lambda: {"default": Profile()})
+    """`default` is there unless the file defines it otherwise."""
     default_agent: str | None = None
-    """None: the only one that the file defines, else `demo`."""
+    """The agent of a session that names none. Not set: the only one that the file defines, else `demo`."""
     default_profile: str = "default"
+    """The profile of a session that names none."""
+
+
+# --- reading ------------------------------------------------------------------------------------------------------
+
+
+def load_config(path: Path | None, *, bind: str | None = None, data: str | Path | None = None) -> Config:
+    """The configuration in force: the file's, or the defaults without one; `bind` and `data` (command line) win.
+
+    Relative paths in the file are relative to its folder, `data` to the working directory; `~` is expanded. Nothing
+    but the file itself is looked at: folders, modules and variables that it names are checked when they are used.
+    Raises `ConfigError` for a file that cannot be read or that breaks a rule; the message names file and key.
+    """
+    table = {} if path is None else _read(path)
+    try:
+        config = _checked(config_toml.decode(table, Config), Path.cwd() if path is None else path.absolute().parent)
+    except ConfigError as error:
+        raise ConfigError(error.message if path is None else f"{path}: {error.message}", hint=error.hint) from None
+    if bind is not None:
+        config = replace(config, server=replace(config.server, bind=bind))
+        _named("--bind", parse_bind, bind)
+    if data is not None:
+        absolute = _path(str(data), Path.cwd(), "--data")
+        config = replace(config, server=replace(config.server, data=absolute))
+    return config
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: the configuration cannot be read: {error.strerror or error}",
+            hint="Check the path after --config and the file's permissions.",
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid TOML: nested too deeply") from None
+
+
+def _checked(config: Config, folder: Path) -> Config:
+    """The rules that a type cannot say, and every path absolute."""
+    agents = {"demo": DEMO} | {name: _agent(agent, name, folder) for name, agent in config.agents.items()}
+    profiles = {"default": Profile()} | {
+        name: _profile(profile, name, folder) for name, profile in config.profiles.items()
+    }
+    if config.default_agent is not None:
+        _one_of("default_agent", config.default_agent, agents)
+    _one_of("default_profile", config.default_profile, profiles)
+    _named("server.bind", parse_bind, config.server.bind)
+    limits, body = config.limits, config.server.body_bytes_max
+    _at_most("limits.message_bytes_max", limits.message_bytes_max, "server.body_bytes_max", body)
+    _at_most("limits.frame_bytes_max", limits.frame_bytes_max, "limits.event_bytes_max", limits.event_bytes_max)
+    roots = [_path(root, folder, f"workspaces.roots[{i}]") for i, root in enumerate(config.workspaces.roots)]
+    return replace(
+        config,
+        server=replace(config.server, data=_path(config.server.data, folder, "server.data")),
+        workspaces=Workspaces(roots=roots),
+        agents=agents,
+        profiles=profiles,
+    )
+
+
+def _agent(agent: Agent, name: str, folder: Path) -> Agent:
+    path = _entry_path("agents", name)
+    _one_of(f"{path}.adapter", agent.adapter, ADAPTERS)
+    if agent.adapter == "function":
+        _check_target(agent.target, f"{path}.target")
+    elif agent.target is not None:
+        raise ConfigError(f'{path}.target: only the adapter "function" has a target, this is "{agent.adapter}"')
+    _check_env(agent.env, agent.pass_env, path)
+    for key in _secret_options(agent.options, f"{path}.options"):
+        raise ConfigError(
+            f"{key}: this option looks like a secret, and secrets do not belong in this file",
+            hint=f"Put it into the server's environment, name it in {path}.pass_env and let the agent read it there.",
+        )
+    return replace(
+        agent, python_path=[_path(p, folder, f"{path}.python_path[{i}]") for i, p in enumerate(agent.python_path)]
+    )
+
+
+def _profile(profile: Profile, name: str, folder: Path) -> Profile:
+    path = _entry_path("profiles", name)
+    _check_env(profile.env, profile.pass_env, path)
+    return replace(
+        profile,
+        env_file=None if profile.env_file is None else _path(profile.env_file, folder, f"{path}.env_file"),
+        home=None if profile.home is None else _path(profile.home, folder, f"{path}.home"),
+    )
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+def _entry_path(section: str, name: str) -> str:
+    """A profile's name becomes a folder's name, an agent's stands in URLs and logs: so they are plain."""
+    path = config_toml.join(section, name)
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{path}: a name is 1 to 64 of A-Z a-z 0-9 _ . - and begins with a letter or a digit")
+    return path
+
+
+def _check_target(target: str | None, path: str) -> None:
+    shape = 'the adapter "function" needs target = "module:callable"'
+    if target is None:
+        raise ConfigError(f"{path}: missing; {shape}")
+    module, colon, attribute = target.partition(":")
+    if not colon or not all(part.isidentifier() for part in (*module.split("."), *attribute.split("."))):
+        raise ConfigError(f'{path}: "{target}" has the wrong shape; {shape}, for example "my_agent:run"')
+
+
+# --- variables ----------------------------------------------------------------------------------------------------
+
+_SECRET = re.compile(r"(?:^|_)API_KEY$|_(?:TOKEN|SECRET|PASSWORD|SECRET_KEY)$", re.IGNORECASE)
+"""Only names that leave no doubt: a false alarm would teach people to rename their variables."""
+
+
+def variable_fault(name: str, value: str = "") -> str | None:
+    """Why the kernel could not carry this variable (environ(7)); None: it can. Never names the value."""
+    if not name or "=" in name or "\0" in name:
+        return f"{name!r} cannot be a variable's name: it is empty or has an '=' or a NUL"
+    if "\0" in value:
+        return f"the value of {name} has a NUL"
+    return None
+
+
+def _check_env(env: Mapping[str, str], pass_env: list[str], path: str) -> None:
+    for name, value in env.items():
+        if fault := variable_fault(name, value):
+            raise ConfigError(f"{path}.env: {fault}")
+        if value and _SECRET.search(name):
+            raise ConfigError(
+                f"{path}.env.{name}: this looks like a secret, and secrets do not belong in this file",
+                hint=f'Put it into the server\'s environment and write pass_env = ["{name}"], '
+                "or put it into the env_file of the profile.",
+            )
+    for index, name in enumerate(pass_env):
+        if fault := variable_fault(name):
+            raise ConfigError(f"{path}.pass_env[{index}]: {fault}")
+
+
+def _secret_options(options: Any, path: str) -> Iterator[str]:
+    items = options.items() if isinstance(options, dict) else enumerate(options) if isinstance(options, list) else ()
+    for key, value in items:
+        inner = config_toml.join(path, key) if isinstance(key, str) else f"{path}[{key}]"
+        if isinstance(key, str) and isinstance(value, str) and value and _SECRET.search(key):
+            yield inner
+        yield from _secret_options(value, inner)
+
+
+# --- single rules -------------------------------------------------------------------------------------------------
+
+
+def _one_of(path: str, name: str, known: Mapping[str, object] | tuple[str, ...]) -> None:
+    if name not in known:
+        raise ConfigError(f'{path}: unknown name "{name}"; {config_toml.nearest(name, known)}')
+
+
+def _at_most(path: str, value: int, bound_path: str, bound: int) -> None:
+    if value > bound:
+        raise ConfigError(f"{path}: {value} is more than {bound_path} = {bound}", hint=f"Raise {bound_path} as well.")
+
+
+def _path(text: str, folder: Path, key: str) -> str:
+    if not text or "\0" in text:
+        raise ConfigError(f"{key}: a path must not be empty or have a NUL")
+    try:
+        expanded = Path(text).expanduser()
+    except RuntimeError as error:  # a home directory that nobody knows
+        raise ConfigError(f"{key}: {error}") from None
+    return str(folder / expanded)
+
+
+def _named(path: str, parse: Any, text: str) -> None:
+    try:
+        parse(text)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.message}", hint=error.hint) from None
+
+
+def parse_bind(text: str) -> tuple[str, int]:
+    """`127.0.0.1:8642`, `localhost:0`, `[::1]:8642` → `(host, port)`, the host without brackets.
+
+    A name is not looked up. Raises `ConfigError`.
+    """
+    host, colon, port = text.rpartition(":")
+    hint = "Write HOST:PORT, for example 127.0.0.1:8642, [::1]:8642 or 0.0.0.0:8642 for all interfaces."
+    if not colon or not host:
+        raise ConfigError(f'"{text}" is not HOST:PORT', hint=hint)
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
+        raise ConfigError(f'the port in "{text}" is not a number from 0 to 65535', hint=hint)
+    bracketed = host.startswith("[") and host.endswith("]")
+    host = host[1:-1] if bracketed else host
+    if not (_is_ipv6(host) if bracketed else _is_host(host)):
+        raise ConfigError(f'the host in "{text}" is neither an IPv4 address, an IPv6 one in [ ], nor a name', hint=hint)
+    return host, int(port)
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).version == 6
+    except ValueError:
+        return False
+
+
+def _is_host(host: str) -> bool:
+    """An IPv4 address or a name (RFC 1123); digits and dots alone must be an address, whole."""
+    if re.fullmatch(r"[0-9.]+", host):
+        try:
+            return ipaddress.ip_address(host).version == 4
+        except ValueError:
+            return False
+    label = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+    return len(host) <= 253 and re.fullmatch(rf"{label}(?:\.{label})*", host) is not None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a socket bound there. Of names only `localhost` is believed."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host.lower() == "localhost"
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
+
+
+# --- using --------------------------------------------------------------------------------------------------------
+
+
+def default_agent(config: Config) -> str:
+    """`default_agent`, else the only agent that the file defines, else `demo`."""
+    if config.default_agent is not None:
+        return config.default_agent
+    defined = [name for name, agent in config.agents.items() if name != "demo" or agent != DEMO]
+    return defined[0] if len(defined) == 1 else "demo"
+
+
+def show(config: Config) -> str:
+    """The configuration in force as TOML, every key with its meaning; `load_config` reads the same back from it.
+
+    It has no secrets, because a configuration has none: of pass_env the names, of env_file the path.
+    """
+    return config_toml.encode(config)
