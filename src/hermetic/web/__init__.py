@@ -1,0 +1,1 @@
+"""The HTTP edge: Quart on trio, served by hypercorn. Decides nothing about turns."""

@@ -1,0 +1,683 @@
+"""One turn, performed: the table of turn.py decides, this does it and reports what happened.
+
+A turn's tasks (reading its events, its stderr, its keeper's reports; its timers) live in one nursery that closes over
+everything the turn started. They meet at one lock: whoever holds it may step the machine, write the journal and publish,
+so that events are journaled in the order in which they are published, one append at a time. What a user does takes the
+same way in: journaled first, then told to the child.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+
+import msgspec
+import structlog
+import trio
+
+from hermetic.protocol import PROTOCOL_VERSION, commands, events
+from hermetic.protocol.api import CompactSession
+from hermetic.protocol.control import Exited, Spawned
+from hermetic.protocol.errors import (
+    Conflict,
+    Fenced,
+    HermeticError,
+    NotFound,
+    ProtocolError,
+    StorageError,
+)
+from hermetic.protocol.framing import FrameDecoder, event_decoder
+from hermetic.supervisor import child as child_process
+from hermetic.supervisor.child import Child
+from hermetic.supervisor.config import Config
+from hermetic.supervisor.hub import Feed
+from hermetic.supervisor.seal_probe import seal_of
+from hermetic.supervisor.store.interface import Entry, Finish, Record, Session, Store, TurnSpec
+from hermetic.supervisor.summary import Fold, compact, title_from
+from hermetic.supervisor.turn import Action, Phase, TurnState, What, step
+
+log = structlog.get_logger()
+
+READ_BYTES = 64 << 10
+"""A pipe's capacity: more cannot be waiting."""
+COMMANDS_MAX = 100
+"""Commands that wait for a child that does not read; a person does not type faster."""
+PENDING_MAX = 100
+"""Approvals and clarifications open at once; a person can answer one at a time."""
+EOF_S = 2.0
+"""From the death of the tree to the end of its pipes. Without a PID namespace a stray writer may hold one open."""
+END_RETRY_S = 1.0
+"""Between two tries to write a turn's end to a store that refuses."""
+
+
+class Cause(msgspec.Struct, frozen=True):
+    """Why a turn ended other than by its result: what the terminal event will say."""
+
+    message: str
+    type: str
+    fault: str = "agent"
+    hint: str = ""
+
+
+class Start(msgspec.Struct, frozen=True):
+    """What the supervisor has decided about a turn's child before it is started."""
+
+    environment: dict[str, str]
+    command: commands.Start
+
+
+class LiveTurn:
+    """A turn that has not ended: its state, what it has said so far, and the doors for what users do."""
+
+    def __init__(
+        self,
+        spec: TurnSpec,
+        *,
+        store: Store,
+        config: Config,
+        prepare: Callable[[LiveTurn], Awaitable[Start]],
+        on_storage_error: Callable[[], None],
+        last_seq: int = 0,
+    ) -> None:
+        self.spec = spec
+        self.turn_id = spec.turn_id
+        self.epoch = 0
+        self.state = TurnState()
+        self.fold = Fold()
+        self.started: events.Started | None = None
+        self.started_at: float | None = None
+        self.feed = Feed(
+            self.turn_id, last_seq, ring_bytes=config.stream.ring_bytes, ring_events=config.stream.ring_events
+        )
+        self.ended = trio.Event()
+        """Set when the store has the end."""
+        self._store = store
+        self._config = config
+        self._prepare = prepare
+        self._on_storage_error = on_storage_error
+        self._lock = trio.Lock()
+        self._nursery: trio.Nursery | None = None
+        self._stack = AsyncExitStack()
+        self._child: Child | None = None
+        self._spawned: Spawned | None = None
+        self._start: Start | None = None
+        self._reported = trio.Event()
+        """Set when the keeper has reported, or cannot any more."""
+        self._exited: Exited | None = None
+        self._timer = trio.CancelScope()
+        self._commands_in, self._commands_out = trio.open_memory_channel[commands.Command](COMMANDS_MAX)
+        self._asked: dict[str, events.Approval | events.Clarify] = {}
+        self._result: events.Result | events.Failed | None = None
+        self._cause: Cause | None = None
+        self._stderr = bytearray()
+        self._event_bytes = 0
+        self._ready = False
+        self._late = 0
+
+    # --- doors: what users and the supervisor do ------------------------------------------------------------------
+
+    @property
+    def pending(self) -> list[events.Approval | events.Clarify]:
+        """What waits for a person, oldest first."""
+        return list(self._asked.values())
+
+    def stderr_text(self) -> str:
+        return self._stderr.decode("utf-8", "replace")
+
+    async def stop(self, verdict: events.Verdict, cause: Cause) -> None:
+        """End it with grace. Nothing happens if it is already stopping."""
+        async with self._lock:
+            if self.state.verdict is None:
+                self._cause = cause
+            await self._happen(What.STOP, verdict)
+
+    async def approve(self, approval_id: str, choice: events.Choice, by: str = "user") -> events.Choice:
+        """Journals the answer, then tells the child. → the answer that counts.
+
+        Raises `NotFound`, and `Conflict` when it has been answered otherwise before.
+        """
+        async with self._lock:
+            if approval_id not in self._asked:
+                return self._settled(approval_id, choice)
+            asked = self._asked[approval_id]
+            if not isinstance(asked, events.Approval):
+                raise NotFound(f"{approval_id} is a question, not an approval", hint="Use …/clarifications/{id}.")
+            if choice != "deny" and choice not in asked.choices:
+                raise Conflict(f"this approval offers only {', '.join(asked.choices)}")
+            await self._user_did(msgspec.convert(
+                {"event": "approval_resolved", "approval_id": approval_id, "choice": choice, "by": by},
+                events.ApprovalResolved,
+            ), commands.Approve(approval_id=approval_id, choice=choice))  # fmt: skip
+            await self._answered(approval_id)
+            return choice
+
+    async def answer(self, clarify_id: str, text: str, by: str = "user") -> str:
+        """The same for a clarification."""
+        async with self._lock:
+            if clarify_id not in self._asked:
+                return self._settled(clarify_id, text)
+            if not isinstance(self._asked[clarify_id], events.Clarify):
+                raise NotFound(f"{clarify_id} is an approval, not a question", hint="Use …/approvals/{id}.")
+            await self._user_did(msgspec.convert(
+                {"event": "clarify_resolved", "clarify_id": clarify_id, "text": text, "by": by}, events.ClarifyResolved
+            ), commands.Answer(clarify_id=clarify_id, text=text))  # fmt: skip
+            await self._answered(clarify_id)
+            return text
+
+    async def steer(self, text: str) -> None:
+        async with self._lock:
+            if self.state.phase not in (Phase.RUNNING, Phase.WAITING):
+                raise Conflict(
+                    f"a turn that is {self.state.name} cannot be steered", hint="Send it as the next message."
+                )
+            await self._user_did(events.Steer(text=text), commands.Steer(text=text))
+
+    def _settled(self, ask_id: str, answer: str) -> events.Choice:
+        settled = self.fold.answers.get(ask_id)
+        if settled is None:
+            raise NotFound(f"this turn has not asked {ask_id}")
+        if settled != answer:
+            raise Conflict(f"{ask_id} has been answered: {settled}", answer=settled)
+        return settled  # type: ignore[return-value]
+
+    async def _user_did(self, event: events.SupervisorEvent, command: commands.Command) -> None:
+        await self._journal([_record(event)], durable=True)
+        try:
+            self._commands_in.send_nowait(command)
+        except trio.WouldBlock:
+            raise Conflict("the agent does not read its commands; it was recorded but not delivered") from None
+
+    async def _answered(self, ask_id: str) -> None:
+        del self._asked[ask_id]
+        if not self._asked:
+            await self._happen(What.ANSWERED)
+
+    # --- the turn's life ------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """From the claim to the end. Whatever goes wrong inside ends the turn, never the supervisor."""
+        try:
+            async with self._stack, trio.open_nursery() as self._nursery:
+                async with self._lock:
+                    await self._claim()
+                await self.ended.wait()
+                self._nursery.cancel_scope.cancel()
+        except Exception:
+            log.exception("turn_broke", turn_id=self.turn_id)
+            if not self.ended.is_set():
+                self._cause = Cause(
+                    "the server made a mistake while it ran this turn",
+                    "internal",
+                    "hermetic",
+                    HermeticError.default_hint,
+                )
+                await self._end(TurnState(Phase.ENDED, self.state.verdict or "failed"))
+
+    async def announce_queued(self, position: int) -> None:
+        async with self._lock:
+            if self.state.phase is Phase.QUEUED:
+                await self._journal([_record(events.Queued(turn_id=self.turn_id, position=position))])
+
+    async def _claim(self) -> None:
+        if self.state.phase is not Phase.QUEUED:
+            return  # stopped before its start
+        self.started_at = time.time()
+        try:
+            claim = await self._store.claim(self.turn_id, started_at=self.started_at)
+        except StorageError as error:
+            self._on_storage_error()
+            self._cause = _cause(error)
+            await self._happen(What.ABORT, "failed")
+            return
+        if claim is None:
+            log.warning("turn_claimed_elsewhere", turn_id=self.turn_id)
+            self.feed.publish([], last=True)
+            self.ended.set()
+            return
+        self.epoch = claim.epoch
+        await self._happen(What.CLAIMED)
+
+    async def _happen(self, what: What, verdict: events.Verdict | None = None) -> None:
+        """Steps the machine and performs what is due. The lock is held."""
+        following, actions = step(self.state, what, verdict)
+        if following.phase is not Phase.ENDED:
+            self.state = following
+        for action in actions:
+            match action:
+                case Action.SPAWN:
+                    if not await self._spawn():
+                        return
+                case Action.SEND_START:
+                    await self._send_start()
+                case Action.TERM:
+                    await self._terminate()
+                case Action.KILL:
+                    if self._child:
+                        await self._child.order(child_process.KILL)
+                case Action.ARM_READY:
+                    self._arm(self._config.turns.ready_s, "failed")
+                case Action.ARM_EXIT:
+                    self._arm(self._config.turns.exit_s)
+                case Action.ARM_GRACE:
+                    self._arm(self._config.turns.grace_s)
+                case Action.DISARM:
+                    self._timer.cancel()
+                case Action.END:
+                    await self._end(following)
+
+    def _arm(self, seconds: float, verdict: events.Verdict | None = None) -> None:
+        self._timer.cancel()
+        self._timer = trio.CancelScope()
+        assert self._nursery
+        self._nursery.start_soon(self._time_out, seconds, self._timer, verdict)
+
+    async def _time_out(self, seconds: float, scope: trio.CancelScope, verdict: events.Verdict | None) -> None:
+        with scope:
+            await trio.sleep(seconds)
+            async with self._lock:
+                if scope.cancel_called:
+                    return
+                if self.state.phase is Phase.STARTING:
+                    self._cause = Cause(
+                        f"the child did not say Ready within {seconds:g} s",
+                        "no_ready",
+                        hint="Look at the turn's stderr; if the host is slow, raise turns.ready_s.",
+                    )
+                with trio.CancelScope(shield=True):
+                    await self._happen(What.TIMER, verdict)
+
+    async def _spawn(self) -> bool:
+        """Starts the child and the tasks that listen to it. False: it could not be started, and the turn has ended."""
+        assert self._nursery
+        try:
+            self._start = await self._prepare(self)
+            self._child = await self._stack.enter_async_context(child_process.open_child(self._start.environment))
+        except (HermeticError, OSError) as error:
+            self._cause = _cause(error)
+            await self._happen(What.ABORT, "failed")
+            await self._happen(What.EXITED)
+            return False
+        events_end, stderr_end = trio.Event(), trio.Event()
+        self._nursery.start_soon(self._read_events, self._child, events_end)
+        self._nursery.start_soon(self._read_stderr, self._child, stderr_end)
+        self._nursery.start_soon(self._watch, self._child, events_end, stderr_end)
+        self._nursery.start_soon(self._write_commands, self._child)
+        self._nursery.start_soon(self._watch_wall_clock)
+        return True
+
+    async def _send_start(self) -> None:
+        assert self._start and self._spawned
+        self.started = events.Started(
+            turn_id=self.turn_id,
+            session_id=self.spec.session_id,
+            epoch=self.epoch,
+            agent=self.spec.agent,
+            profile=self.spec.profile,
+            workspace=self.spec.workspace,
+            pid=self._spawned.pid,
+            seal=seal_of(self._spawned),
+        )
+        await self._journal([_record(self.started)])
+        self._commands_in.send_nowait(self._start.command)
+
+    async def _terminate(self) -> None:
+        assert self._cause
+        announced = events.Cancelling(message=self._cause.message, grace_s=self._config.turns.grace_s)
+        await self._journal([_record(announced)], durable=True)
+        if self._child:
+            try:
+                self._commands_in.send_nowait(commands.Cancel(reason=self._cause.message))
+            except trio.WouldBlock:
+                pass  # SIGTERM says the same
+            await self._child.order(child_process.TERM)
+
+    # --- tasks that listen ----------------------------------------------------------------------------------------
+
+    async def _read_events(self, child: Child, end: trio.Event) -> None:
+        decoder: FrameDecoder[events.ChildEvent] = event_decoder(self._config.limits.frame_bytes_max)
+        broken: ProtocolError | None = None
+        while data := await _receive(child.events, READ_BYTES):
+            if broken:
+                continue  # the tree is being killed; read on so that it does not block
+            try:
+                frames = decoder.feed(data)
+            except ProtocolError as error:
+                broken, frames = error, error.extra["before"]
+            try:
+                await self._heard(frames)
+            except ProtocolError as error:
+                broken = error
+            if broken:
+                await self._abort("failed", broken)
+        if not broken:
+            try:
+                decoder.close()
+            except ProtocolError as error:
+                async with self._lock:
+                    self._cause = self._cause or _cause(error)
+        end.set()
+
+    async def _heard(self, frames: list[tuple[bytes, events.ChildEvent]]) -> None:
+        """Events of the child, in order. Raises `ProtocolError`; what came before the fault is in the journal."""
+        async with self._lock:
+            records: list[Record] = []
+            asked: list[events.Approval | events.Clarify] = []
+            fault: ProtocolError | None = None
+            for frame, event in frames:
+                if self._result is not None:
+                    self._late += 1
+                elif isinstance(event, events.Ready):
+                    fault = await self._greeted(event)
+                elif not self._ready:
+                    fault = ProtocolError("the child sent an event before Ready")
+                elif isinstance(event, events.Result | events.Failed):
+                    self._result = event
+                else:
+                    self._event_bytes += len(frame)
+                    if isinstance(event, events.Approval | events.Clarify):
+                        fault = self._check_asked(event, asked)
+                    if not fault:
+                        records.append((events.event_name(event), frame))
+                if fault or self._event_bytes > self._config.limits.event_bytes_max:
+                    break
+            await self._journal(records)
+            for event in asked:
+                await self._ask(event)
+            if fault:
+                raise fault
+            if self._result is not None:
+                await self._finished(self._result)
+            if self._event_bytes > self._config.limits.event_bytes_max:
+                self._cause = self._cause or Cause(
+                    f"the turn said more than limits.event_bytes_max = {self._config.limits.event_bytes_max} bytes",
+                    "over_limit",
+                    hint="Let the agent say less, or ask the host to raise the limit.",
+                )
+                await self._happen(What.ABORT, "over_limit")
+
+    async def _finished(self, result: events.Result | events.Failed) -> None:
+        if isinstance(result, events.Failed):
+            await self._happen(What.FINISHED, "failed")
+        elif result.interrupted and self.state.phase is not Phase.CANCELLING:
+            self._cause = self._cause or Cause("The agent was told to stop by something else than Hermetic.", "cancelled")
+            await self._happen(What.FINISHED, "cancelled")
+        else:
+            await self._happen(What.FINISHED, "done")
+
+    async def _greeted(self, ready: events.Ready) -> ProtocolError | None:
+        if self._ready:
+            return ProtocolError("the child said Ready twice")
+        if ready.protocol != PROTOCOL_VERSION:
+            return ProtocolError(
+                f"the child speaks version {ready.protocol} of the protocol, the server version {PROTOCOL_VERSION}",
+                hint="Install the same version of hermetic in the agent's environment as in the server's.",
+            )
+        self._ready = True
+        await self._reported.wait()  # the keeper's report and the agent's Ready take two ways
+        if self._spawned:
+            await self._happen(What.READY)
+        return None
+
+    def _check_asked(
+        self, event: events.Approval | events.Clarify, asked: list[events.Approval | events.Clarify]
+    ) -> ProtocolError | None:
+        ask_id = _ask_id(event)
+        if ask_id in self.fold.answers or ask_id in self._asked or any(_ask_id(a) == ask_id for a in asked):
+            return ProtocolError(f"the child used the id {ask_id[:80]} twice")
+        if len(self._asked) + len(asked) >= PENDING_MAX:
+            return ProtocolError(f"more than {PENDING_MAX} approvals or clarifications are open at once")
+        asked.append(event)
+        return None
+
+    async def _ask(self, event: events.Approval | events.Clarify) -> None:
+        assert self._nursery
+        if not self._asked:
+            await self._happen(What.ASKED)
+        self._asked[_ask_id(event)] = event
+        self._nursery.start_soon(self._expire, event)
+
+    async def _expire(self, event: events.Approval | events.Clarify) -> None:
+        await trio.sleep(max(0.0, min(self._config.turns.approval_s, event.expires_at - time.time())))
+        try:
+            if isinstance(event, events.Approval):
+                await self.approve(event.approval_id, "deny", by="timeout")
+            else:
+                await self.answer(event.clarify_id, "", by="timeout")
+        except (Conflict, NotFound):
+            pass  # answered while we woke up
+
+    async def _read_stderr(self, child: Child, end: trio.Event) -> None:
+        kept = self._config.limits.stderr_bytes_max
+        while data := await _receive(child.stderr, READ_BYTES):
+            self._stderr += data
+            if len(self._stderr) > 2 * kept:
+                del self._stderr[:-kept]
+        end.set()
+
+    async def _write_commands(self, child: Child) -> None:
+        try:
+            async for command in self._commands_out:
+                await child.send(command)
+        except trio.BrokenResourceError:
+            pass  # the child has closed its stdin; its exit is reported elsewhere
+
+    async def _watch(self, child: Child, events_end: trio.Event, stderr_end: trio.Event) -> None:
+        while isinstance(report := await child.report(), Spawned):
+            self._spawned = report
+            self._reported.set()
+        self._reported.set()
+        code = await child.wait_exited()
+        self._exited = report or Exited(exit_code=code if code >= 0 else None, signal=_signal_name(code))
+        with trio.move_on_after(EOF_S):  # what it said before it died is still in the pipes
+            await events_end.wait()
+            await stderr_end.wait()
+        async with self._lock:
+            await self._happen(What.EXITED)
+
+    async def _watch_wall_clock(self) -> None:
+        await trio.sleep(self._config.turns.wall_s)
+        await self.stop(
+            "timed_out",
+            Cause(
+                f"the turn ran longer than turns.wall_s = {self._config.turns.wall_s:g} s",
+                "timed_out",
+                hint="Ask for less in one turn, or ask the host to raise the limit.",
+            ),
+        )
+
+    async def _abort(self, verdict: events.Verdict, error: HermeticError) -> None:
+        async with self._lock:
+            self._cause = self._cause or _cause(error)
+            await self._happen(What.ABORT, verdict)
+
+    # --- the journal ----------------------------------------------------------------------------------------------
+
+    async def _journal(self, records: list[Record], *, durable: bool = False) -> None:
+        """Into the journal, then to the readers. A store that refuses ends the turn; its end is written when it can be.
+
+        The lock is held.
+        """
+        if not records:
+            return
+        first_seq = self.feed.last_seq + 1
+        append = self._store.append_durable if durable else self._store.append
+        try:
+            with trio.CancelScope(shield=True):
+                await append(self.turn_id, self.epoch, first_seq, records)
+        except (StorageError, Fenced) as error:
+            if isinstance(error, StorageError):
+                self._on_storage_error()
+            self._cause = self._cause or _cause(error)
+            await self._happen(What.ABORT, "failed")
+            return
+        self._publish(first_seq, records)
+
+    def _publish(self, first_seq: int, records: list[Record], *, last: bool = False) -> None:
+        entries = [Entry(first_seq + n, name, data) for n, (name, data) in enumerate(records)]
+        for entry in entries:
+            self.fold.feed(entry)
+        self.feed.publish(entries, last=last)
+
+    # --- the end --------------------------------------------------------------------------------------------------
+
+    async def _end(self, following: TurnState) -> None:
+        """Writes the end in one step, then lets readers see it. Does not give up while the server lives."""
+        verdict = following.verdict
+        assert verdict
+        while True:
+            try:
+                with trio.CancelScope(shield=True):
+                    await self._write_end(verdict)
+                break
+            except StorageError as error:
+                self._on_storage_error()
+                log.error("turn_end_not_written", turn_id=self.turn_id, error=error.message)
+                await trio.sleep(END_RETRY_S)
+            except Fenced:
+                log.warning("turn_fenced", turn_id=self.turn_id, epoch=self.epoch)
+                self.feed.publish([], last=True)
+                break
+        self.state = following
+        self.ended.set()
+
+    async def _write_end(self, verdict: events.Verdict) -> None:
+        row = await self._store.session(self.spec.session_id)
+        now = time.time()
+        result = self._result if isinstance(self._result, events.Result) else None
+        usage = (result and result.usage) or self.fold.usage
+        message = self.fold.assistant_message(
+            turn_id=self.turn_id, timestamp=int(now), partial=verdict != "done", final_text=result and result.text
+        )
+        messages = [message] if message else []
+        change = session_change(self.spec, now, usage, (result and result.title) or self.fold.title)
+        records = [_record(resolved) for resolved in self._unanswered()]
+        if self._late:
+            records.append(_record(events.Warning(
+                code="protocol",
+                message=f"{self._late} events that the agent sent after its end were dropped",
+                hint="Send nothing after Result or Failed.",
+            )))  # fmt: skip
+        session = compact(row._replace(session=change(row.session), message_count=row.message_count + len(messages))) \
+            if row else None  # fmt: skip
+        terminal = self._terminal(verdict, session, messages, usage)
+        records += [_record(terminal), _record(events.StreamEnd(turn_id=self.turn_id, state=verdict))]
+        first_seq = self.feed.last_seq + 1
+        await self._store.finish(
+            Finish(
+                turn_id=self.turn_id,
+                epoch=self.epoch,
+                state=verdict,
+                first_seq=first_seq,
+                records=records,
+                messages=messages,
+                history=result.messages if result else None,
+                change=change,
+                ended_at=now,
+                stderr=self.stderr_text()[-self._config.limits.stderr_bytes_max :] or None,
+            )
+        )
+        self._asked.clear()
+        self._publish(first_seq, records, last=True)
+
+    def _unanswered(self) -> list[events.SupervisorEvent]:
+        return [
+            events.ApprovalResolved(approval_id=a.approval_id, choice="deny", by="end")
+            if isinstance(a, events.Approval)
+            else events.ClarifyResolved(clarify_id=a.clarify_id, text="", by="end")
+            for a in self._asked.values()
+        ]
+
+    def _terminal(
+        self, verdict: events.Verdict, session: CompactSession | None, messages: list[dict[str, object]],
+        usage: events.Usage,
+    ) -> events.TerminalEvent:  # fmt: skip
+        if verdict == "done":
+            shown = msgspec.to_builtins(session) if session else {}
+            calls = msgspec.to_builtins(self.fold.cards())
+            return events.Done(
+                turn_id=self.turn_id, session={**shown, "messages": messages, "tool_calls": calls}, usage=usage
+            )
+        cause = self._why(verdict)
+        if verdict == "cancelled":
+            return events.Cancel(turn_id=self.turn_id, message=cause.message)
+        exited = self._exited
+        return events.Apperror(
+            turn_id=self.turn_id,
+            message=cause.message,
+            type=cause.type,
+            state=verdict,
+            fault=cause.fault,
+            hint=cause.hint,
+            exit_code=exited.exit_code if exited and verdict == "crashed" else None,
+            signal=exited.signal if exited and verdict == "crashed" else None,
+            stderr=self.stderr_text().splitlines()[-self._config.limits.stderr_lines :]
+            if verdict in ("crashed", "failed")
+            else [],
+        )
+
+    def _why(self, verdict: events.Verdict) -> Cause:
+        if verdict == "failed" and isinstance(self._result, events.Failed):
+            failed = self._result
+            return Cause(failed.message, failed.type, failed.fault, failed.hint)
+        if self._cause:
+            return self._cause
+        exited = self._exited
+        if exited and exited.signal:
+            how = f"was killed by {exited.signal}"
+        else:
+            how = f"exited with code {exited.exit_code if exited else '?'}"
+        return Cause(
+            f"the agent's process {how} without giving a result",
+            "crashed",
+            hint="What it printed last is in `stderr`; what it said until then is kept in the session.",
+        )
+
+
+def session_change(
+    spec: TurnSpec, now: float, usage: events.Usage, title: str | None
+) -> Callable[[Session], Session]:
+    """What the end of a turn does to its session: totals, title (never one that the user gave), model, time."""
+
+    def change(session: Session) -> Session:
+        named = session.title if session.title_by_user else (title or session.title or title_from(
+            [{"role": "user", "content": spec.message}]
+        ))  # fmt: skip
+        return msgspec.structs.replace(
+            session,
+            title=named,
+            model=spec.model or session.model,
+            updated_at=now,
+            input_tokens=session.input_tokens + usage.input_tokens,
+            output_tokens=session.output_tokens + usage.output_tokens,
+            estimated_cost=session.estimated_cost + usage.estimated_cost,
+        )
+
+    return change
+
+
+async def _receive(stream: trio.abc.ReceiveStream, bytes_max: int) -> bytes:
+    try:
+        return bytes(await stream.receive_some(bytes_max))
+    except trio.BrokenResourceError:
+        return b""
+
+
+def _record(event: events.Event) -> Record:
+    return events.event_name(event), events.encode(event)
+
+
+def _ask_id(event: events.Approval | events.Clarify) -> str:
+    return event.approval_id if isinstance(event, events.Approval) else event.clarify_id
+
+
+def _cause(error: HermeticError | OSError) -> Cause:
+    if isinstance(error, HermeticError):
+        return Cause(error.message, error.code, error.fault, error.hint)
+    return Cause(str(error), "host_error", "host", "The host must look at the server's log.")
+
+
+def _signal_name(code: int) -> str | None:
+    import signal
+
+    return signal.Signals(-code).name if code < 0 else None

@@ -1,0 +1,560 @@
+"""Owns the turns: admits them, runs as many at once as the host allows, and finds them for whoever asks.
+
+One nursery holds all turns, so a turn outlives the request that started it and nothing outlives the supervisor. A
+session runs one turn at a time; others of the same session wait in order. At the start, what an earlier server left
+behind is put right: turns that ran are `lost` with what they had said, turns that waited wait again.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+import trio
+
+from hermetic import __version__
+from hermetic.protocol import PROTOCOL_VERSION, api, commands, events
+from hermetic.protocol.errors import (
+    Conflict,
+    Draining,
+    HermeticError,
+    NotFound,
+    SessionBusy,
+    StorageError,
+)
+from hermetic.protocol.sse import Cursor
+from hermetic.supervisor.ballast import Ballast
+from hermetic.supervisor.config import Config, default_agent
+from hermetic.supervisor.environment import child_environment
+from hermetic.supervisor.hub import Reader
+from hermetic.supervisor.run_turn import Cause, LiveTurn, Start, session_change
+from hermetic.supervisor.seal_probe import probe
+from hermetic.supervisor.store.interface import Entry, Finish, Record, Session, SessionRow, Store, TurnRow, TurnSpec
+from hermetic.supervisor.store.sqlite import open_sqlite
+from hermetic.supervisor.summary import (
+    Fold,
+    compact,
+    provider_history,
+    title_from,
+    tool_cards,
+    user_message,
+)
+from hermetic.supervisor.turn import Phase
+from hermetic.supervisor.workspaces import check_attachments, check_message, resolve_workspace
+
+log = structlog.get_logger()
+
+RETRY_CONFLICT = 5
+"""Tries of a read-change-write on a session; each loser lost to a write that succeeded."""
+
+BY_USER = "Cancelled by the user. What was said so far is kept in the session."
+BEFORE_START = "Cancelled before the agent started."
+
+
+class Supervisor:
+    """Use `open_supervisor`. All methods raise `HermeticError`s from protocol/errors.py."""
+
+    def __init__(
+        self, config: Config, store: Store, data: Path, nursery: trio.Nursery, seal: events.Seal, server_environ: Mapping[str, str]
+    ) -> None:
+        self.config = config
+        self.store = store
+        self.data = data
+        self.seal = seal
+        self.draining = trio.Event()
+        self.started_at = time.time()
+        self._nursery = nursery
+        self._server_environ = server_environ
+        self._live: dict[str, LiveTurn] = {}
+        """Turns that have not ended, in order of arrival."""
+        self._running: set[str] = set()
+        self._ballast = Ballast(data / "ballast")
+
+    # --- sessions -------------------------------------------------------------------------------------------------
+
+    async def create_session(self, new: api.NewSession, *, tenant: str = "local") -> api.CompactSession:
+        self._ballast.check()
+        session_id = secrets.token_hex(6)
+        agent = new.agent or default_agent(self.config)
+        profile = new.profile or self.config.default_profile
+        self._check_names(agent, profile)
+        workspace = await trio.to_thread.run_sync(self._workspace, new.workspace, session_id)
+        now = time.time()
+        session = Session(
+            session_id=session_id,
+            tenant=tenant,
+            title=(new.title or "").strip(),
+            title_by_user=bool((new.title or "").strip()),
+            agent=agent,
+            profile=profile,
+            workspace=str(workspace),
+            model=new.model or self.config.agents[agent].model,
+            personality=new.personality,
+            project_id=new.project_id,
+            created_at=now,
+            updated_at=now,
+        )
+        await self.store.create_session(session)
+        return compact(await self._session(session_id))
+
+    async def session(self, session_id: str) -> api.SessionView:
+        row = await self._session(session_id)
+        messages = await self.store.messages(session_id)
+        shown = {name: getattr(compact(row), name) for name in api.CompactSession.__struct_fields__}
+        return api.SessionView(**shown, messages=messages, tool_calls=tool_cards(messages))
+
+    async def sessions(
+        self, *, tenant: str = "local", before: float | None = None, limit: int = 50, archived: bool | None = False
+    ) -> api.SessionList:
+        rows = await self.store.sessions(tenant, before=before, limit=limit, archived=archived)
+        following = rows[-1].session.updated_at if len(rows) == limit else None
+        return api.SessionList(sessions=[compact(row) for row in rows], next_before=following)
+
+    async def search(self, query: str, *, tenant: str = "local", limit: int = 20) -> api.SearchResult:
+        hits = await self.store.search(tenant, query, limit=limit)
+        return api.SearchResult(
+            hits=[
+                api.SearchHit(
+                    session_id=row.session.session_id,
+                    title=row.session.title,
+                    snippet=snippet,
+                    updated_at=row.session.updated_at,
+                )
+                for row, snippet in hits
+            ]
+        )
+
+    async def search_sessions(self, query: str, *, tenant: str = "local", limit: int = 50) -> list[api.CompactSession]:
+        return [compact(row) for row, _snippet in await self.store.search(tenant, query, limit=limit)]
+
+    async def change_session(self, session_id: str, change: api.ChangeSession) -> api.CompactSession:
+        changes: dict[str, Any] = {
+            name: value
+            for name in change.__struct_fields__
+            if (value := getattr(change, name)) is not msgspec.UNSET
+        }
+        if "title" in changes:
+            changes["title"] = changes["title"].strip()
+            changes["title_by_user"] = bool(changes["title"])
+        if "workspace" in changes:
+            changes["workspace"] = str(
+                await trio.to_thread.run_sync(self._workspace, changes["workspace"], session_id)
+            )
+        for _ in range(RETRY_CONFLICT):
+            row = await self._session(session_id)
+            self._check_names(changes.get("agent", row.session.agent), changes.get("profile", row.session.profile))
+            try:
+                await self.store.put_session(msgspec.structs.replace(row.session, **changes), if_rev=row.rev)
+                return compact(await self._session(session_id))
+            except Conflict:
+                continue
+        raise Conflict("the session keeps changing under this request", hint="Send it again.")
+
+    async def delete_session(self, session_id: str) -> None:
+        if not await self.store.delete_session(session_id):
+            raise NotFound(f"there is no session {session_id}")
+        # Its workspace stays: files of a person are never deleted with a conversation.
+
+    async def session_turns(self, session_id: str) -> list[api.TurnView]:
+        await self._session(session_id)
+        return [self._view(row) for row in await self.store.session_turns(session_id)]
+
+    async def _session(self, session_id: str) -> SessionRow:
+        row = await self.store.session(session_id)
+        if row is None:
+            raise NotFound(f"there is no session {session_id[:40]}")
+        return row
+
+    def _check_names(self, agent: str, profile: str) -> None:
+        if agent not in self.config.agents:
+            known = ", ".join(sorted(self.config.agents))
+            raise NotFound(f"there is no agent {agent[:80]!r}", hint=f"This server has: {known}.")
+        if profile not in self.config.profiles:
+            known = ", ".join(sorted(self.config.profiles))
+            raise NotFound(f"there is no profile {profile[:80]!r}", hint=f"This server has: {known}.")
+
+    def _workspace(self, asked: str | None, session_id: str) -> Path:
+        return resolve_workspace(
+            asked, session_id=session_id, roots=self.config.workspaces.roots, data_dir=self.data
+        )
+
+    # --- turns ----------------------------------------------------------------------------------------------------
+
+    async def start_turn(self, session_id: str, new: api.NewTurn, *, tenant: str = "local") -> api.TurnView:
+        """Saves the user's message and starts the turn, or queues it. Durable on return."""
+        if self.draining.is_set():
+            raise Draining("the server is about to stop")
+        self._ballast.check()
+        message = check_message(new.message, self.config.limits.message_bytes_max)
+        check_attachments(new.attachments)
+        row = await self._session(session_id)
+        session = row.session
+        self._check_names(session.agent, session.profile)
+        workspace = await trio.to_thread.run_sync(self._workspace, session.workspace, session_id)
+        now = time.time()
+        spec = TurnSpec(
+            turn_id=secrets.token_hex(8),
+            session_id=session_id,
+            tenant=tenant,
+            agent=session.agent,
+            profile=session.profile,
+            workspace=str(workspace),
+            message=message,
+            attachments=new.attachments,
+            model=new.model or session.model,
+            idempotency_key=new.idempotency_key,
+            on_disconnect=new.on_disconnect,
+            created_at=now,
+        )
+        enqueue = self.store.enqueue if new.on_busy == "queue" else self.store.enqueue_if_idle
+        saved = user_message(message, new.attachments, turn_id=spec.turn_id, timestamp=int(now))
+        turn_row, fresh = await enqueue(spec, saved, queue_max=self.config.turns.queue_max)
+        if not fresh:
+            if turn_row.spec.message != message:
+                raise Conflict(
+                    "this idempotency key was used before with another message",
+                    hint="Use a new key for a new message.",
+                    turn_id=turn_row.spec.turn_id,
+                )
+            return self._view(turn_row)
+        live = self._admit(turn_row)
+        self._dispatch()
+        if live.state.phase is Phase.QUEUED and spec.turn_id not in self._running:
+            await live.announce_queued(self._queue_position(spec.turn_id) or 1)
+        return self._view(turn_row)
+
+    async def turn(self, turn_id: str) -> api.TurnView:
+        return self._view(await self._turn(turn_id))
+
+    async def cancel(self, turn_id: str) -> api.Accepted:
+        """Durable and idempotent; accepted in every state."""
+        row = await self._turn(turn_id)
+        await self.store.request_cancel(turn_id)
+        if live := self._live.get(turn_id):
+            message = BEFORE_START if live.state.phase is Phase.QUEUED else BY_USER
+            await live.stop("cancelled", Cause(message, "cancelled", "client"))
+            self._forget_ended(live)
+            return api.Accepted(turn_id=turn_id, state=live.state.name)
+        return api.Accepted(turn_id=turn_id, state=row.state)
+
+    async def approve(self, turn_id: str, approval_id: str, choice: events.Choice) -> api.ApprovalView:
+        live = await self._live_turn(turn_id)
+        return api.ApprovalView(approval_id=approval_id, choice=await live.approve(approval_id, choice))
+
+    async def answer(self, turn_id: str, clarify_id: str, text: str) -> api.ClarifyView:
+        live = await self._live_turn(turn_id)
+        return api.ClarifyView(clarify_id=clarify_id, text=await live.answer(clarify_id, text))
+
+    async def steer(self, turn_id: str, message: str) -> api.Accepted:
+        live = await self._live_turn(turn_id)
+        await live.steer(check_message(message, self.config.limits.message_bytes_max))
+        return api.Accepted(turn_id=turn_id, state=live.state.name)
+
+    async def _turn(self, turn_id: str) -> TurnRow:
+        row = await self.store.turn(turn_id)
+        if row is None:
+            raise NotFound(f"there is no turn {turn_id[:40]}")
+        return row
+
+    async def _live_turn(self, turn_id: str) -> LiveTurn:
+        if live := self._live.get(turn_id):
+            return live
+        row = await self._turn(turn_id)
+        raise Conflict(f"this turn has ended: {row.state}", hint="Start a new turn.")
+
+    def _view(self, row: TurnRow) -> api.TurnView:
+        spec = row.spec
+        live = self._live.get(spec.turn_id)
+        state = live.state.name if live else row.state
+        ended = live.state.phase is Phase.ENDED if live else row.ended_at is not None
+        return api.TurnView(
+            turn_id=spec.turn_id,
+            session_id=spec.session_id,
+            state=state,
+            ended=ended,
+            agent=spec.agent,
+            profile=spec.profile,
+            workspace=spec.workspace,
+            message=spec.message,
+            created_at=spec.created_at,
+            started_at=live.started_at if live else row.started_at,
+            ended_at=row.ended_at,
+            queue_position=self._queue_position(spec.turn_id),
+            last_seq=live.feed.last_seq if live else row.last_seq,
+            pending=live.pending if live else [],
+            seal=live.started.seal if live and live.started else None,
+            snapshot=live.fold.snapshot(spec.turn_id, state) if live else None,
+            stderr=row.stderr,
+            events_url=f"/v1/turns/{spec.turn_id}/events",
+        )
+
+    # --- the queue ------------------------------------------------------------------------------------------------
+
+    def _admit(self, row: TurnRow) -> LiveTurn:
+        live = LiveTurn(
+            row.spec,
+            store=self.store,
+            config=self.config,
+            prepare=self._prepare,
+            on_storage_error=self._ballast.drop,
+            last_seq=row.last_seq,
+        )
+        self._live[row.spec.turn_id] = live
+        return live
+
+    def _dispatch(self) -> None:
+        """Starts every queued turn that may run now: a place is free and its session is idle."""
+        busy = {live.spec.session_id for live in self._live.values() if live.turn_id in self._running}
+        for live in list(self._live.values()):
+            if len(self._running) >= self.config.turns.concurrent_max or self.draining.is_set():
+                return
+            if live.turn_id in self._running or live.spec.session_id in busy or live.state.phase is not Phase.QUEUED:
+                busy.add(live.spec.session_id)
+                continue
+            busy.add(live.spec.session_id)
+            self._running.add(live.turn_id)
+            self._nursery.start_soon(self._run, live)
+
+    async def _run(self, live: LiveTurn) -> None:
+        try:
+            await live.run()
+        finally:
+            self._running.discard(live.turn_id)
+            self._forget_ended(live)
+
+    def _forget_ended(self, live: LiveTurn) -> None:
+        if live.ended.is_set() and live.turn_id not in self._running:
+            self._live.pop(live.turn_id, None)
+            self._dispatch()
+
+    def _queue_position(self, turn_id: str) -> int | None:
+        waiting = [
+            live.turn_id
+            for live in self._live.values()
+            if live.state.phase is Phase.QUEUED and live.turn_id not in self._running
+        ]
+        return waiting.index(turn_id) + 1 if turn_id in waiting else None
+
+    async def _prepare(self, live: LiveTurn) -> Start:
+        """What the child gets: an environment from nothing, and its Start."""
+        spec = live.spec
+        agent = self.config.agents[spec.agent]
+        profile = self.config.profiles[spec.profile]
+        home = Path(profile.home).expanduser() if profile.home else self.data / "profiles" / spec.profile
+        await trio.to_thread.run_sync(lambda: home.mkdir(parents=True, exist_ok=True))
+        earlier = await self.store.messages(spec.session_id)
+        history = [m for m in earlier[: _index_of_turn(earlier, spec.turn_id)]]
+        environment = child_environment(
+            agent,
+            profile,
+            profile_name=spec.profile,
+            session_id=spec.session_id,
+            workspace=spec.workspace,
+            home=str(home),
+            server_environ=self._server_environ,
+            python=sys.executable,
+        )
+        return Start(
+            environment,
+            commands.Start(
+                protocol=PROTOCOL_VERSION,
+                turn_id=spec.turn_id,
+                session_id=spec.session_id,
+                message=spec.message,
+                workspace=spec.workspace,
+                history=provider_history(history),
+                attachments=spec.attachments,
+                agent=spec.agent,
+                profile=spec.profile,
+                adapter=agent.adapter,
+                target=agent.target,
+                python_path=agent.python_path,
+                model=spec.model or agent.model,
+                options=agent.options,
+                frame_bytes_max=self.config.limits.frame_bytes_max,
+                approval_s=self.config.turns.approval_s,
+                grace_s=self.config.turns.grace_s,
+            ),
+        )
+
+    # --- readers --------------------------------------------------------------------------------------------------
+
+    async def reader(self, turn_id: str, cursor: Cursor | None) -> tuple[Reader, events.Reset | None] | None:
+        """A reader after `cursor`. None: the turn has ended and the cursor has seen all of it.
+
+        A cursor that is not one of this turn's (another turn's, or from the future; seq -1 stands for unreadable) gives
+        a `Reset` with a snapshot, and a reader after it.
+        """
+        live = self._live.get(turn_id)  # before the row: a turn that is not live now has its end in the row
+        row = await self._turn(turn_id)
+        last_seq = live.feed.last_seq if live else row.last_seq
+        after = cursor.seq if cursor else 0
+        feed = live.feed if live else None
+        if cursor is None or (cursor.turn_id == turn_id and 0 <= after <= last_seq):
+            if after == last_seq and (live is None or live.ended.is_set()):
+                return None
+            return Reader(turn_id, after, feed, self.store), None
+        if cursor.turn_id != turn_id:
+            reason = f"the cursor belongs to another turn than {turn_id}"
+        else:
+            reason = "the cursor is not one that this turn has given out"
+        fold = live.fold if live else await self._fold_journal(turn_id)
+        snapshot = fold.snapshot(turn_id, live.state.name if live else row.state)
+        return Reader(turn_id, snapshot.seq, feed, self.store), events.Reset(reason=reason, snapshot=snapshot)
+
+    async def left(self, reader: Reader) -> None:
+        """A reader has gone; a turn that was to be cancelled with its last reader is."""
+        live = self._live.get(reader.turn_id)
+        if live and live.spec.on_disconnect == "cancel" and live.feed.readers == 0 and not live.feed.closed:
+            await self.cancel(reader.turn_id)
+
+    async def _fold_journal(self, turn_id: str) -> Fold:
+        fold, after = Fold(), 0
+        while entries := await self.store.read(turn_id, after):
+            for entry in entries:
+                fold.feed(entry)
+            after = entries[-1].seq
+        return fold
+
+    # --- the host -------------------------------------------------------------------------------------------------
+
+    def options(self) -> api.Choices:
+        return api.Choices(
+            agents=[
+                api.AgentView(name=name, adapter=agent.adapter, description=agent.description)
+                for name, agent in self.config.agents.items()
+            ],
+            default_agent=default_agent(self.config),
+            profiles=list(self.config.profiles),
+            default_profile=self.config.default_profile,
+            workspace_roots=self.config.workspaces.roots,
+        )
+
+    async def health(self) -> api.Health:
+        queued = sum(1 for t in self._live if t not in self._running)
+        return api.Health(
+            status="draining" if self.draining.is_set() else "ok",
+            version=__version__,
+            protocol=PROTOCOL_VERSION,
+            level=self.seal.level,
+            seal=self.seal,
+            sessions=await self.store.count_sessions(),
+            active_turns=len(self._running),
+            queued_turns=queued,
+            uptime_s=round(time.time() - self.started_at, 3),
+            heartbeat_s=self.config.stream.heartbeat_s,
+        )
+
+    async def drain(self) -> None:
+        """Takes no more turns, gives running ones `drain_s` to finish, then stops them. Queued ones stay queued."""
+        self.draining.set()
+        running = [live for live in self._live.values() if live.turn_id in self._running]
+        with trio.move_on_after(self.config.server.drain_s):
+            for live in running:
+                await live.ended.wait()
+            return
+        cause = Cause(
+            "The server is stopping. What was said so far is kept in the session.", "cancelled", "host"
+        )
+        async with trio.open_nursery() as nursery:
+            for live in running:
+                nursery.start_soon(live.stop, "cancelled", cause)
+        for live in running:
+            await live.ended.wait()
+
+    async def recover(self) -> None:
+        """Puts right what an earlier server left: see the module's first lines."""
+        for row in await self.store.unended():
+            if row.state == "queued" and not row.cancel_requested:
+                self._admit(row)
+            else:
+                await self._recover_one(row)
+        self._dispatch()
+
+    async def _recover_one(self, row: TurnRow) -> None:
+        """Ends a turn whose server died, with what the journal has of it."""
+        turn_id, now = row.spec.turn_id, time.time()
+        fold = await self._fold_journal(turn_id)
+        resolved: list[events.Event] = [
+            events.ApprovalResolved(approval_id=ask.approval_id, choice="deny", by="end")
+            if isinstance(ask, events.Approval)
+            else events.ClarifyResolved(clarify_id=ask.clarify_id, text="", by="end")
+            for ask in fold.pending
+        ]
+        verdict: events.Verdict = "cancelled" if row.cancel_requested else "lost"
+        terminal: events.Event
+        if verdict == "cancelled":
+            terminal = events.Cancel(turn_id=turn_id, message=BY_USER if row.epoch else BEFORE_START)
+        else:
+            terminal = events.Apperror(
+                turn_id=turn_id,
+                message="The server stopped while this turn ran. What was said until then is kept in the session.",
+                type="lost",
+                state="lost",
+                fault="host",
+                hint="Send the message again, or ask the agent to go on.",
+            )
+        message = fold.assistant_message(turn_id=turn_id, timestamp=int(now), partial=True, final_text=None)
+        records: list[Record] = [
+            (events.event_name(event), events.encode(event))
+            for event in (*resolved, terminal, events.StreamEnd(turn_id=turn_id, state=verdict))
+        ]
+        await self.store.finish(
+            Finish(
+                turn_id=turn_id,
+                epoch=row.epoch,
+                state=verdict,
+                first_seq=row.last_seq + 1,
+                records=records,
+                messages=[message] if message else [],
+                change=session_change(row.spec, now, fold.usage, fold.title),
+                ended_at=now,
+            )
+        )
+        log.warning("turn_recovered", turn_id=turn_id, state=verdict, events=row.last_seq)
+
+
+def _index_of_turn(messages: list[dict[str, Any]], turn_id: str) -> int:
+    """Where a turn's messages begin: everything before is its history."""
+    for index, message in enumerate(messages):
+        if message.get("turn_id") == turn_id:
+            return index
+    return len(messages)
+
+
+@asynccontextmanager
+async def open_supervisor(
+    config: Config, *, server_environ: Mapping[str, str] | None = None
+) -> AsyncIterator[Supervisor]:
+    """A supervisor with its store under `config.server.data`, put right after whatever happened before.
+
+    On exit running turns are drained. Raises `StorageError`, `HostError`.
+    """
+    data = Path(config.server.data).expanduser()
+    try:
+        data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise StorageError(
+            f"the data directory {data} cannot be made: {error.strerror}", hint="Point --data at a folder you can write."
+        ) from error
+    async with open_sqlite(data / "hermetic.db") as store:
+        seal = await probe()
+        async with trio.open_nursery() as nursery:
+            supervisor = Supervisor(
+                config, store, data.resolve(), nursery, seal, os.environ if server_environ is None else server_environ
+            )
+            await supervisor.recover()
+            try:
+                yield supervisor
+            finally:
+                with trio.CancelScope(shield=True):
+                    await supervisor.drain()
+                nursery.cancel_scope.cancel()

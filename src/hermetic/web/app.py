@@ -1,0 +1,62 @@
+"""The application: the native API, the page, and the guards that stand before both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from quart import Response, request, send_from_directory
+from quart_trio import QuartTrio
+
+from hermetic.protocol.errors import Forbidden
+from hermetic.supervisor.config import is_loopback
+from hermetic.supervisor.supervisor import Supervisor
+from hermetic.web import problems, v1
+
+STATIC = Path(__file__).parent / "static"
+SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+}
+
+
+def make_app(supervisor: Supervisor, *, loopback: bool) -> QuartTrio:
+    """`loopback`: the server listens there only, so a request that names another host comes from a page that has
+    rebound its DNS name to us."""
+    app = QuartTrio("hermetic.web", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = supervisor.config.server.body_bytes_max
+    app.url_map.strict_slashes = False
+    problems.install(app)
+    app.register_blueprint(v1.blueprint(supervisor))
+
+    @app.before_request
+    async def guard() -> None:
+        host = request.headers.get("Host", "")
+        if loopback and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+            raise Forbidden(f"this server answers only to loopback names, not to {host[:80]!r}")
+        origin = request.headers.get("Origin")
+        if origin and request.method not in ("GET", "HEAD", "OPTIONS") and urlsplit(origin).netloc != host:
+            raise Forbidden(f"a page of another origin ({origin[:80]}) may not change anything here")
+
+    @app.after_request
+    async def secure(response: Response) -> Response:
+        for name, value in SECURITY_HEADERS.items():
+            response.headers.setdefault(name, value)
+        return response
+
+    @app.get("/")
+    async def index() -> Response:
+        return await _static("index.html")
+
+    @app.get("/static/<path:name>")
+    async def static(name: str) -> Response:
+        return await _static(name)
+
+    async def _static(name: str) -> Response:
+        response = await send_from_directory(STATIC, name, cache_timeout=0)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+    return app

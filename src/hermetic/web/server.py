@@ -1,0 +1,139 @@
+"""The server: supervisor and application under hypercorn, from the first socket to the last.
+
+Three things that hypercorn 0.18 does not do for an open stream are done here. The last message of a response is
+shielded, because quart-trio cancels itself on disconnect before hypercorn's close runs and keep-alive connections would
+stay for ever. Turns are drained before hypercorn stops, because it cuts connections before it tells the application. And
+a reader that has stalled cannot hold up the exit: hypercorn shields its sends, so the process leaves after a bound.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import hypercorn
+import hypercorn.trio
+import msgspec
+import structlog
+import trio
+
+from hermetic.protocol.errors import ConfigError, HostError
+from hermetic.supervisor.config import Config, is_loopback, parse_bind
+from hermetic.supervisor.supervisor import Supervisor, open_supervisor
+from hermetic.web.app import make_app
+
+log = structlog.get_logger()
+
+CLOSE_S = 2.0
+"""From the last turn's end to the exit: readers get its last events, a stalled one does not get more."""
+
+
+def _hypercorn_config(config: Config) -> hypercorn.Config:
+    host, port = parse_bind(config.server.bind)
+    made = hypercorn.Config()
+    made.bind = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
+    made.accesslog = None
+    made.errorlog = None
+    made.include_server_header = False
+    made.keep_alive_timeout = 30
+    made.graceful_timeout = CLOSE_S / 2
+    made.h11_max_incomplete_size = 64 << 10
+    return made
+
+
+def _shielded_end(app: Any) -> Any:
+    async def wrapped(scope: Any, receive: Any, send: Any) -> None:
+        async def send_whole(message: Any) -> None:
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                with trio.CancelScope(shield=True):
+                    await send(message)
+            else:
+                await send(message)
+
+        await app(scope, receive, send_whole if scope["type"] == "http" else send)
+
+    return wrapped
+
+
+async def serve_task(
+    config: Config,
+    *,
+    insecure: bool = False,
+    shutdown: Callable[[], Awaitable[object]] = trio.sleep_forever,
+    on_stopping: Callable[[], None] = lambda: None,
+    task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serves until `shutdown` returns or the task is cancelled; starts with the server's URL.
+
+    `on_stopping` is called when all turns have ended and only connections are left to close.
+
+    Raises `ConfigError`, `HostError`, `StorageError` before it has started.
+    """
+    host, _port = parse_bind(config.server.bind)
+    loopback = is_loopback(host)
+    if not loopback and not insecure:
+        raise ConfigError(
+            f"server.bind = {config.server.bind!r} is reachable from other machines, and there are no tenants",
+            hint="Bind to 127.0.0.1, or say --insecure if everyone who can reach it may run commands here.",
+        )
+    async with open_supervisor(config) as supervisor:
+        stop = trio.Event()
+        async with trio.open_nursery() as nursery:
+            app = _shielded_end(make_app(supervisor, loopback=loopback))
+            try:
+                binds: list[str] = await nursery.start(
+                    lambda task_status: hypercorn.trio.serve(
+                        app, _hypercorn_config(config), shutdown_trigger=stop.wait, task_status=task_status
+                    )
+                )
+            except OSError as error:
+                raise HostError(
+                    f"cannot listen on {config.server.bind}: {error.strerror}",
+                    hint="Another program may hold the port; choose one with --bind, port 0 for any.",
+                ) from error
+            url = binds[0].rstrip("/")
+            note = Path(config.server.data).expanduser() / "server.json"
+            await trio.Path(note).write_bytes(msgspec.json.encode({"url": url, "pid": os.getpid()}))
+            task_status.started(url)
+            try:
+                await shutdown()
+                await supervisor.drain()
+            finally:
+                note.unlink(missing_ok=True)
+                on_stopping()
+                stop.set()
+
+
+async def serve(config: Config, *, insecure: bool = False, on_ready: Callable[[str], None]) -> None:
+    """The server as a process: runs until SIGTERM or SIGINT, then drains. A second signal leaves at once."""
+    stopping = trio.Event()
+
+    async def first_signal() -> None:
+        number = await anext(signals)
+        log.info("stopping", signal=signal.Signals(number).name, drain_s=config.server.drain_s)
+        nursery.start_soon(second_signal)
+
+    async def second_signal() -> None:
+        await anext(signals)
+        os._exit(1)
+
+    async def leave_stalled_readers() -> None:
+        await stopping.wait()
+        await trio.sleep(CLOSE_S)
+        log.warning("left_with_stalled_readers")
+        os._exit(0)  # everything is in the store: each turn's end was durable before this clock started
+
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(leave_stalled_readers)
+
+            async def run(task_status: trio.TaskStatus[str]) -> None:
+                await serve_task(
+                    config, insecure=insecure, shutdown=first_signal, on_stopping=stopping.set, task_status=task_status
+                )
+                nursery.cancel_scope.cancel()
+
+            on_ready(await nursery.start(run))
