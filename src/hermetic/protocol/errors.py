@@ -47,6 +47,16 @@ class Forbidden(ClientError):
     default_hint = "Ask from an origin and with paths that this server's configuration allows."
 
 
+class UnknownWorkspace(ClientError):
+    code = "workspace_not_found"
+    default_hint = "Send the absolute path of a folder that exists, or none: then the session gets its own."
+
+
+class WorkspaceNotAllowed(Forbidden):
+    code = "workspace_not_allowed"
+    default_hint = "Choose a folder inside one of workspaces.roots of the server's configuration, or none at all."
+
+
 class NotFound(ClientError):
     code = "not_found"
     status = 404

@@ -55,17 +55,18 @@ def child_environment(
     workspace: str | Path,
     home: str | Path,
     server_environ: Mapping[str, str],
-    executable: str = sys.executable,
+    python: str = sys.executable,
     agent_name: str = "",
 ) -> dict[str, str]:
-    """Everything that the child will see. `server_environ` is looked at by name only; `home` is the profile's.
+    """Everything that the child will see. `server_environ` is looked at by name only; `home` is the profile's, `python` the
+    path of the interpreter that runs the child.
 
     Reads the profile's `env_file` and nothing else. Raises `ConfigError` when a variable of `pass_env` is not there,
     when `env_file` cannot be read or parsed, and for what execve(2) cannot carry. No message has a value in it.
     """
     profile_path, agent_path = f"profiles.{profile_name}", f"agents.{agent_name}" if agent_name else "the agent"
     environment = {
-        "PATH": _path(executable),
+        "PATH": _path(python),
         "HOME": str(home),
         **BASE,
         **{name: server_environ[name] for name in COPIED if name in server_environ},
@@ -83,9 +84,9 @@ def child_environment(
     return environment
 
 
-def _path(executable: str) -> str:
+def _path(python: str) -> str:
     """The child's Python first, as in an activated virtual environment: its tools find the packages they came with."""
-    folder = os.path.dirname(executable)
+    folder = os.path.dirname(python)
     return SYSTEM_PATH if not os.path.isabs(folder) or ":" in folder else f"{folder}:{SYSTEM_PATH}"
 
 
