@@ -13,16 +13,13 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from subprocess import PIPE
 
-import msgspec
 import trio
 
 from hermetic.protocol import commands
-from hermetic.protocol.control import Exited, Report, Spawned
+from hermetic.protocol.control import AnyReport, decode
 from hermetic.protocol.errors import HostError
 from hermetic.protocol.framing import LineSplitter, frame
 
-TERM = b"T"
-KILL = b"K"
 REPORT_BYTES_MAX = 64 << 10
 """A report is a few hundred bytes; the keeper is our own code, but its environment is the agent's."""
 KEEPER_EXIT_S = 5.0
@@ -40,11 +37,10 @@ class Child:
         self._process = process
         self._control = control
         self._lines = LineSplitter(REPORT_BYTES_MAX)
-        self._reports: list[Spawned | Exited] = []
+        self._reports: list[AnyReport] = []
 
-    async def report(self) -> Spawned | Exited | None:
+    async def report(self) -> AnyReport | None:
         """The keeper's next report; None when it is gone without one."""
-        decode = msgspec.json.Decoder(Report).decode
         while not self._reports:
             try:
                 data = await self._control.receive_some(4096)
@@ -60,7 +56,7 @@ class Child:
         await self.commands.send_all(frame(command))
 
     async def order(self, byte: bytes) -> None:
-        """TERM or KILL; no error when the keeper is gone already."""
+        """TERMINATE or KILL; no error when the keeper is gone already."""
         try:
             await self._control.send_all(byte)
         except (trio.BrokenResourceError, trio.ClosedResourceError):

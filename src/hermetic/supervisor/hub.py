@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Self
 
 import trio
 
@@ -80,7 +81,7 @@ class Reader:
         """None: the turn has ended and all that it said is in the journal."""
         self._log = log
 
-    def __enter__(self) -> Reader:
+    def __enter__(self) -> Self:
         if self.feed:
             self.feed.readers += 1
         return self

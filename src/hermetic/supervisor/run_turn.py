@@ -18,7 +18,7 @@ import trio
 
 from hermetic.protocol import PROTOCOL_VERSION, commands, events
 from hermetic.protocol.api import CompactSession
-from hermetic.protocol.control import Exited, Spawned
+from hermetic.protocol.control import KILL, TERMINATE, Exited, Spawned
 from hermetic.protocol.errors import (
     Conflict,
     Fenced,
@@ -28,8 +28,7 @@ from hermetic.protocol.errors import (
     StorageError,
 )
 from hermetic.protocol.framing import FrameDecoder, event_decoder
-from hermetic.supervisor import child as child_process
-from hermetic.supervisor.child import Child
+from hermetic.supervisor.child import Child, open_child
 from hermetic.supervisor.config import Config
 from hermetic.supervisor.hub import Feed
 from hermetic.supervisor.seal_probe import seal_of
@@ -139,7 +138,8 @@ class LiveTurn:
         """
         async with self._lock:
             if approval_id not in self._asked:
-                return self._settled(approval_id, choice)
+                self._settled(approval_id, choice)
+                return choice
             asked = self._asked[approval_id]
             if not isinstance(asked, events.Approval):
                 raise NotFound(f"{approval_id} is a question, not an approval", hint="Use …/clarifications/{id}.")
@@ -156,7 +156,8 @@ class LiveTurn:
         """The same for a clarification."""
         async with self._lock:
             if clarify_id not in self._asked:
-                return self._settled(clarify_id, text)
+                self._settled(clarify_id, text)
+                return text
             if not isinstance(self._asked[clarify_id], events.Clarify):
                 raise NotFound(f"{clarify_id} is an approval, not a question", hint="Use …/approvals/{id}.")
             await self._user_did(msgspec.convert(
@@ -173,13 +174,13 @@ class LiveTurn:
                 )
             await self._user_did(events.Steer(text=text), commands.Steer(text=text))
 
-    def _settled(self, ask_id: str, answer: str) -> events.Choice:
+    def _settled(self, ask_id: str, answer: str) -> None:
+        """Raises unless `ask_id` was answered so before."""
         settled = self.fold.answers.get(ask_id)
         if settled is None:
             raise NotFound(f"this turn has not asked {ask_id}")
         if settled != answer:
             raise Conflict(f"{ask_id} has been answered: {settled}", answer=settled)
-        return settled  # type: ignore[return-value]
 
     async def _user_did(self, event: events.SupervisorEvent, command: commands.Command) -> None:
         await self._journal([_record(event)], durable=True)
@@ -254,7 +255,7 @@ class LiveTurn:
                     await self._terminate()
                 case Action.KILL:
                     if self._child:
-                        await self._child.order(child_process.KILL)
+                        await self._child.order(KILL)
                 case Action.ARM_READY:
                     self._arm(self._config.turns.ready_s, "failed")
                 case Action.ARM_EXIT:
@@ -292,7 +293,7 @@ class LiveTurn:
         assert self._nursery
         try:
             self._start = await self._prepare(self)
-            self._child = await self._stack.enter_async_context(child_process.open_child(self._start.environment))
+            self._child = await self._stack.enter_async_context(open_child(self._start.environment))
         except (HermeticError, OSError) as error:
             self._cause = _cause(error)
             await self._happen(What.ABORT, "failed")
@@ -330,7 +331,7 @@ class LiveTurn:
                 self._commands_in.send_nowait(commands.Cancel(reason=self._cause.message))
             except trio.WouldBlock:
                 pass  # SIGTERM says the same
-            await self._child.order(child_process.TERM)
+            await self._child.order(TERMINATE)
 
     # --- tasks that listen ----------------------------------------------------------------------------------------
 
@@ -400,7 +401,9 @@ class LiveTurn:
         if isinstance(result, events.Failed):
             await self._happen(What.FINISHED, "failed")
         elif result.interrupted and self.state.phase is not Phase.CANCELLING:
-            self._cause = self._cause or Cause("The agent was told to stop by something else than Hermetic.", "cancelled")
+            self._cause = self._cause or Cause(
+                "The agent was told to stop by something else than Hermetic.", "cancelled"
+            )
             await self._happen(What.FINISHED, "cancelled")
         else:
             await self._happen(What.FINISHED, "done")
@@ -634,9 +637,7 @@ class LiveTurn:
         )
 
 
-def session_change(
-    spec: TurnSpec, now: float, usage: events.Usage, title: str | None
-) -> Callable[[Session], Session]:
+def session_change(spec: TurnSpec, now: float, usage: events.Usage, title: str | None) -> Callable[[Session], Session]:
     """What the end of a turn does to its session: totals, title (never one that the user gave), model, time."""
 
     def change(session: Session) -> Session:

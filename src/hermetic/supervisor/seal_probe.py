@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import trio
 
-from hermetic.protocol.control import Spawned
+from hermetic.protocol.control import KILL, Spawned
 from hermetic.protocol.errors import HostError
 from hermetic.protocol.events import Seal
-from hermetic.supervisor.child import KILL, open_child
+from hermetic.supervisor.child import open_child
 
 PROBE_S = 20.0
 """A cold Python on a busy disk takes some seconds."""

@@ -25,9 +25,7 @@ from hermetic.protocol import PROTOCOL_VERSION, api, commands, events
 from hermetic.protocol.errors import (
     Conflict,
     Draining,
-    HermeticError,
     NotFound,
-    SessionBusy,
     StorageError,
 )
 from hermetic.protocol.sse import Cursor
@@ -37,13 +35,12 @@ from hermetic.supervisor.environment import child_environment
 from hermetic.supervisor.hub import Reader
 from hermetic.supervisor.run_turn import Cause, LiveTurn, Start, session_change
 from hermetic.supervisor.seal_probe import probe
-from hermetic.supervisor.store.interface import Entry, Finish, Record, Session, SessionRow, Store, TurnRow, TurnSpec
+from hermetic.supervisor.store.interface import Finish, Record, Session, SessionRow, Store, TurnRow, TurnSpec
 from hermetic.supervisor.store.sqlite import open_sqlite
 from hermetic.supervisor.summary import (
     Fold,
     compact,
     provider_history,
-    title_from,
     tool_cards,
     user_message,
 )
@@ -63,7 +60,13 @@ class Supervisor:
     """Use `open_supervisor`. All methods raise `HermeticError`s from protocol/errors.py."""
 
     def __init__(
-        self, config: Config, store: Store, data: Path, nursery: trio.Nursery, seal: events.Seal, server_environ: Mapping[str, str]
+        self,
+        config: Config,
+        store: Store,
+        data: Path,
+        nursery: trio.Nursery,
+        seal: events.Seal,
+        server_environ: Mapping[str, str],
     ) -> None:
         self.config = config
         self.store = store
@@ -137,17 +140,13 @@ class Supervisor:
 
     async def change_session(self, session_id: str, change: api.ChangeSession) -> api.CompactSession:
         changes: dict[str, Any] = {
-            name: value
-            for name in change.__struct_fields__
-            if (value := getattr(change, name)) is not msgspec.UNSET
+            name: value for name in change.__struct_fields__ if (value := getattr(change, name)) is not msgspec.UNSET
         }
         if "title" in changes:
             changes["title"] = changes["title"].strip()
             changes["title_by_user"] = bool(changes["title"])
         if "workspace" in changes:
-            changes["workspace"] = str(
-                await trio.to_thread.run_sync(self._workspace, changes["workspace"], session_id)
-            )
+            changes["workspace"] = str(await trio.to_thread.run_sync(self._workspace, changes["workspace"], session_id))
         for _ in range(RETRY_CONFLICT):
             row = await self._session(session_id)
             self._check_names(changes.get("agent", row.session.agent), changes.get("profile", row.session.profile))
@@ -182,9 +181,7 @@ class Supervisor:
             raise NotFound(f"there is no profile {profile[:80]!r}", hint=f"This server has: {known}.")
 
     def _workspace(self, asked: str | None, session_id: str) -> Path:
-        return resolve_workspace(
-            asked, session_id=session_id, roots=self.config.workspaces.roots, data_dir=self.data
-        )
+        return resolve_workspace(asked, session_id=session_id, roots=self.config.workspaces.roots, data_dir=self.data)
 
     # --- turns ----------------------------------------------------------------------------------------------------
 
@@ -461,9 +458,7 @@ class Supervisor:
             for live in running:
                 await live.ended.wait()
             return
-        cause = Cause(
-            "The server is stopping. What was said so far is kept in the session.", "cancelled", "host"
-        )
+        cause = Cause("The server is stopping. What was said so far is kept in the session.", "cancelled", "host")
         async with trio.open_nursery() as nursery:
             for live in running:
                 nursery.start_soon(live.stop, "cancelled", cause)
@@ -543,7 +538,8 @@ async def open_supervisor(
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise StorageError(
-            f"the data directory {data} cannot be made: {error.strerror}", hint="Point --data at a folder you can write."
+            f"the data directory {data} cannot be made: {error.strerror}",
+            hint="Point --data at a folder you can write.",
         ) from error
     async with open_sqlite(data / "hermetic.db") as store:
         seal = await probe()

@@ -22,7 +22,7 @@ import trio
 
 from hermetic.protocol.errors import ConfigError, HostError
 from hermetic.supervisor.config import Config, is_loopback, parse_bind
-from hermetic.supervisor.supervisor import Supervisor, open_supervisor
+from hermetic.supervisor.supervisor import open_supervisor
 from hermetic.web.app import make_app
 
 log = structlog.get_logger()

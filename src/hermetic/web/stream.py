@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable
 
 import trio
 from quart import Response
@@ -23,34 +23,27 @@ PING = b"event: ping\ndata: {}\n\n"
 moves no cursor."""
 
 
-def cursor_of(turn_id: str, args: Mapping[str, str], headers: Mapping[str, str]) -> Cursor | None:
+def cursor_of(turn_id: str, said: Iterable[str | None]) -> Cursor | None:
     """Where the reader says it stands: the farthest of `?after=`, `?last_event_id=` and `Last-Event-ID`.
 
     The farthest, not the first: an EventSource keeps its URL when it reconnects and says where it is in the header, so
     that a page which began with `?after=0` would otherwise read everything again. Seq -1: none of them can be read.
     """
-    said = [
-        text
-        for text in (args.get("after"), args.get("last_event_id"), headers.get("Last-Event-ID"))
-        if text is not None and text != ""
-    ]
-    if not said:
+    texts = [text for text in said if text]
+    if not texts:
         return None
-    read = [cursor for text in said if (cursor := parse_cursor(text, turn_id))]
+    read = [cursor for text in texts if (cursor := parse_cursor(text, turn_id))]
     ours = [cursor for cursor in read if cursor.turn_id == turn_id]
     return max(ours or read, default=Cursor(turn_id, -1), key=lambda cursor: cursor.seq)
 
 
-async def turn_stream(
-    supervisor: Supervisor, turn_id: str, args: Mapping[str, str], headers: Mapping[str, str]
-) -> Response:
+async def turn_stream(supervisor: Supervisor, turn_id: str, said: Iterable[str | None], *, ping: bool) -> Response:
     """200 with the stream, or 204 when the turn has ended and the cursor has seen all of it."""
-    found = await supervisor.reader(turn_id, cursor_of(turn_id, args, headers))
+    found = await supervisor.reader(turn_id, cursor_of(turn_id, said))
     if found is None:
         return Response(b"", 204, {"Cache-Control": "no-store"})
     reader, reset = found
-    frames = _frames(supervisor, reader, reset, supervisor.config.stream, ping=args.get("ping") in ("1", "true"))
-    response = Response(frames, 200, HEADERS)
+    response = Response(_frames(supervisor, reader, reset, supervisor.config.stream, ping=ping), 200, HEADERS)
     response.timeout = None  # Quart's 60 s would cut every long turn
     return response
 

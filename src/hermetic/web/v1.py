@@ -148,7 +148,9 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
 
     @v1.get("/v1/turns/<turn_id>/events")
     async def turn_events(turn_id: str) -> Response:
-        return await turn_stream(supervisor, turn_id, request.args, request.headers)
+        args = request.args
+        said = (args.get("after"), args.get("last_event_id"), request.headers.get("Last-Event-ID"))
+        return await turn_stream(supervisor, turn_id, said, ping=args.get("ping") in ("1", "true"))
 
     @v1.post("/v1/turns/<turn_id>/cancel")
     async def cancel(turn_id: str) -> Response:

@@ -406,7 +406,6 @@ document.addEventListener("keydown", (event) => {
   toggleSidebar(false);
 });
 window.addEventListener("hashchange", openFromAddress);
-window.addEventListener("popstate", () => sessionInAddress() !== conversation.sessionId && openFromAddress());
 tabs?.addEventListener("message", () => list.refresh());
 setInterval(() => document.hidden || refreshHealth(), HEALTH_MS);
 
