@@ -8,6 +8,7 @@ afterwards is the seal's to hold, which mounts the folder itself.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ NAME_BYTES_MAX = 255
 """NAME_MAX of Linux's file systems."""
 ATTACHMENTS_MAX = 20
 """As in the Hermes Web UI; more belong in a folder that the message names."""
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _ECHO_CHARACTERS = 200
 """Of what was asked, in an error: enough to recognise it."""
 
@@ -112,9 +114,8 @@ def check_attachments(attachments: Sequence[str]) -> list[str]:
 
 
 def _is_plain(part: str) -> bool:
-    """One part of a path that names itself. `isprintable` also keeps out line breaks, which would forge the list of
-    files at the end of a message, and lone surrogates."""
-    return part not in ("", ".", "..") and "/" not in part and part.isprintable()
+    """One part of a path that names itself, on one line: a line break would forge what follows a message."""
+    return part not in ("", ".", "..") and "/" not in part and not _CONTROL.search(part)
 
 
 def _too_long(name: str) -> bool:
