@@ -107,7 +107,8 @@ class Finish(Struct, frozen=True, kw_only=True):
     messages: list[dict[str, Any]] = field(default_factory=list)
     """The turn's messages after the user's own; replace any that this turn had there."""
     history: list[dict[str, Any]] | None = None
-    """If given: replaces all the session's messages instead (an agent that has compressed its context)."""
+    """If given: replaces all the session's messages up to this turn instead (an agent that has compressed its context).
+    The messages of turns that were admitted later, and wait, stay."""
     change: Callable[[Session], Session] | None = None
     """Applied to the session inside the step: totals, title, updated_at."""
     ended_at: float
@@ -117,7 +118,7 @@ class Finish(Struct, frozen=True, kw_only=True):
 class EventLog(Protocol):
     async def append(self, turn_id: str, epoch: int, first_seq: int, records: Sequence[Record]) -> None:
         """In the journal on return: it survives a kill -9 of the server. `first_seq` must be the turn's last + 1, else
-        `Fenced`, as with an older epoch. At most one call in flight per turn. Concurrent calls for many turns share
+        `Fenced`, as with another epoch, or a turn that has ended or does not exist. At most one call in flight per turn. Concurrent calls for many turns share
         one commit."""
 
     async def append_durable(self, turn_id: str, epoch: int, first_seq: int, records: Sequence[Record]) -> None:
@@ -192,5 +193,3 @@ class SessionStore(Protocol):
 
 class Store(EventLog, TurnQueue, Control, SessionStore, Protocol):
     """All of it, and its lifetime. Used as `async with open_sqlite(path) as store:`."""
-
-

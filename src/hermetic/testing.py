@@ -1,0 +1,284 @@
+"""What users and we need for tests: fakes that keep the contracts of the real parts.
+
+`MemoryStore` passes the same contract test as the store on disk and loses all when it goes.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import trio
+
+from hermetic.protocol.errors import Conflict, Fenced, NotFound, QueueFull, SessionBusy
+from hermetic.supervisor.store.interface import Claim, Entry, Finish, Record, Session, SessionRow, TurnRow, TurnSpec
+from hermetic.supervisor.store.journal_rows import pack
+from hermetic.supervisor.store.search import text_of, words_of
+
+__all__ = ["MemoryStore"]
+
+Messages = list[dict[str, Any]]
+
+
+class MemoryStore:
+    """A `Store` in memory (supervisor/store/interface.py). Use it as `store = MemoryStore()`, in one trio run.
+
+    Every method is a checkpoint first and then one step without another, so a cancelled call has not happened.
+    """
+
+    def __init__(self) -> None:
+        self._sessions: dict[str, Session] = {}
+        self._revs: dict[str, int] = {}
+        # In the order of admission, as dicts keep it.
+        self._turns: dict[str, TurnRow] = {}
+        self._journal: dict[str, list[Entry]] = {}
+        # By turn; as JSON, so that nobody shares a message with the store.
+        self._messages: dict[str, list[bytes]] = {}
+
+    # --- journal ---------------------------------------------------------------------------------------------------
+
+    async def append(self, turn_id: str, epoch: int, first_seq: int, records: Sequence[Record]) -> None:
+        pack(records)  # only for its checks
+        await trio.lowlevel.checkpoint()
+        self._append(turn_id, epoch, first_seq, records)
+
+    append_durable = append
+
+    async def read(self, turn_id: str, after: int, *, bytes_max: int = 1 << 20) -> list[Entry]:
+        await trio.lowlevel.checkpoint()
+        entries: list[Entry] = []
+        size = 0
+        for entry in self._journal.get(turn_id, [])[max(after, 0) :]:
+            size += len(entry.data)
+            if entries and size > bytes_max:
+                break
+            entries.append(entry)
+        return entries
+
+    async def last_seq(self, turn_id: str) -> int:
+        await trio.lowlevel.checkpoint()
+        return len(self._journal.get(turn_id, []))
+
+    # --- turns -----------------------------------------------------------------------------------------------------
+
+    async def enqueue(self, spec: TurnSpec, message: dict[str, Any], *, queue_max: int) -> tuple[TurnRow, bool]:
+        return await self._enqueue(spec, message, queue_max, if_idle=False)
+
+    async def enqueue_if_idle(self, spec: TurnSpec, message: dict[str, Any], *, queue_max: int) -> tuple[TurnRow, bool]:
+        return await self._enqueue(spec, message, queue_max, if_idle=True)
+
+    async def _enqueue(
+        self, spec: TurnSpec, message: dict[str, Any], queue_max: int, *, if_idle: bool
+    ) -> tuple[TurnRow, bool]:
+        packed = _packed([message])
+        await trio.lowlevel.checkpoint()
+        session = self._sessions.get(spec.session_id)
+        if session is None or session.tenant != spec.tenant:
+            raise NotFound(f"there is no session {spec.session_id}")
+        for turn in self._of_session(spec.session_id):
+            if spec.idempotency_key is not None and turn.spec.idempotency_key == spec.idempotency_key:
+                return self._row(turn), False
+        if if_idle:
+            self._refuse_busy(spec.session_id)
+        if spec.turn_id in self._turns:
+            raise Conflict(f"there is a turn {spec.turn_id} already")
+        waiting = sum(turn.state == "queued" for turn in self._turns.values())
+        if waiting >= queue_max:
+            raise QueueFull(f"{waiting} turns wait already")
+        row = TurnRow(spec=spec, state="queued", epoch=0)
+        self._turns[spec.turn_id] = row
+        self._journal[spec.turn_id] = []
+        self._messages[spec.turn_id] = packed
+        return row, True
+
+    async def claim(self, turn_id: str, *, started_at: float) -> Claim | None:
+        await trio.lowlevel.checkpoint()
+        turn = self._turns.get(turn_id)
+        if turn is None or turn.state != "queued":
+            return None
+        turn = _replace(turn, state="running", epoch=turn.epoch + 1, started_at=started_at)
+        self._turns[turn_id] = turn
+        return Claim(turn.spec, turn.epoch, len(self._journal[turn_id]))
+
+    async def finish(self, end: Finish) -> None:
+        pack(end.records)
+        packed = _packed(end.messages if end.history is None else end.history)
+        await trio.lowlevel.checkpoint()
+        turn = self._own_turn(end.turn_id, end.epoch, end.first_seq)
+        session_id = turn.spec.session_id
+        if end.change is not None:  # first, because it may raise
+            self._put(end.change(self._sessions[session_id]))
+        self._append(end.turn_id, end.epoch, end.first_seq, end.records)
+        self._turns[end.turn_id] = _replace(turn, state=end.state, ended_at=end.ended_at, stderr=end.stderr)
+        if end.history is None:
+            self._messages[end.turn_id][1:] = packed
+        else:
+            for earlier in self._of_session(session_id):
+                if earlier.spec.turn_id == end.turn_id:
+                    break
+                self._messages[earlier.spec.turn_id] = []
+            self._messages[end.turn_id] = packed
+
+    async def turn(self, turn_id: str) -> TurnRow | None:
+        await trio.lowlevel.checkpoint()
+        turn = self._turns.get(turn_id)
+        return turn and self._row(turn)
+
+    async def unended(self) -> list[TurnRow]:
+        await trio.lowlevel.checkpoint()
+        return [self._row(turn) for turn in self._turns.values() if turn.ended_at is None]
+
+    async def session_turns(self, session_id: str) -> list[TurnRow]:
+        await trio.lowlevel.checkpoint()
+        return [self._row(turn) for turn in self._of_session(session_id)]
+
+    async def request_cancel(self, turn_id: str) -> bool:
+        await trio.lowlevel.checkpoint()
+        turn = self._turns.get(turn_id)
+        if turn is None or turn.ended_at is not None:
+            return False
+        self._turns[turn_id] = _replace(turn, cancel_requested=True)
+        return True
+
+    # --- sessions --------------------------------------------------------------------------------------------------
+
+    async def create_session(self, session: Session) -> None:
+        await trio.lowlevel.checkpoint()
+        if session.session_id in self._sessions:
+            raise Conflict(f"there is a session {session.session_id} already")
+        self._put(session)
+
+    async def session(self, session_id: str) -> SessionRow | None:
+        await trio.lowlevel.checkpoint()
+        return self._session_row(session_id) if session_id in self._sessions else None
+
+    async def put_session(self, session: Session, *, if_rev: int) -> int:
+        await trio.lowlevel.checkpoint()
+        rev = self._revs.get(session.session_id)
+        if rev is None:
+            raise NotFound(f"there is no session {session.session_id}")
+        if rev != if_rev:
+            raise Conflict(f"session {session.session_id} has been changed in the meantime", rev=rev)
+        self._put(session)
+        return rev + 1
+
+    async def delete_session(self, session_id: str) -> bool:
+        await trio.lowlevel.checkpoint()
+        if session_id not in self._sessions:
+            return False
+        self._refuse_busy(session_id)
+        for turn in self._of_session(session_id):
+            del self._turns[turn.spec.turn_id], self._journal[turn.spec.turn_id], self._messages[turn.spec.turn_id]
+        del self._sessions[session_id], self._revs[session_id]
+        return True
+
+    async def messages(self, session_id: str) -> Messages:
+        await trio.lowlevel.checkpoint()
+        return self._unpacked(session_id)
+
+    async def sessions(
+        self, tenant: str, *, before: float | None = None, limit: int = 50, archived: bool | None = False
+    ) -> list[SessionRow]:
+        await trio.lowlevel.checkpoint()
+        found = [
+            session
+            for session in reversed(self._sessions.values())
+            if session.tenant == tenant
+            and (before is None or session.updated_at < before)
+            and (archived is None or session.archived == archived)
+        ]
+        found.sort(key=lambda session: session.updated_at, reverse=True)
+        return [self._session_row(session.session_id) for session in found[: max(limit, 0)]]
+
+    async def search(self, tenant: str, query: str, *, limit: int = 20) -> list[tuple[SessionRow, str]]:
+        await trio.lowlevel.checkpoint()
+        words = [_folded(word) for word in words_of(query)]
+        hits = []
+        for session in self._sessions.values():
+            texts = [session.title, *map(text_of, self._unpacked(session.session_id))]
+            found = [_mark(text, words) for text in texts]
+            if words and session.tenant == tenant and set().union(*(seen for seen, _ in found)) == set(words):
+                seen, snippet = max(found, key=lambda mark: len(mark[0]))
+                hits.append((len(seen), self._session_row(session.session_id), snippet))
+        hits.sort(key=lambda hit: hit[0], reverse=True)
+        return [(row, snippet) for _, row, snippet in hits[: max(limit, 0)]]
+
+    async def count_sessions(self) -> int:
+        await trio.lowlevel.checkpoint()
+        return len(self._sessions)
+
+    # --- what several methods do -----------------------------------------------------------------------------------
+
+    def _own_turn(self, turn_id: str, epoch: int, first_seq: int) -> TurnRow:
+        turn = self._turns.get(turn_id)
+        if turn is None:
+            raise Fenced(f"there is no turn {turn_id}")
+        if turn.ended_at is not None:
+            raise Fenced(f"turn {turn_id} has ended")
+        if turn.epoch != epoch:
+            raise Fenced(f"turn {turn_id} has epoch {turn.epoch}, not {epoch}")
+        if first_seq != len(self._journal[turn_id]) + 1:
+            raise Fenced(f"turn {turn_id} has {len(self._journal[turn_id])} events; {first_seq} cannot be the next")
+        return turn
+
+    def _append(self, turn_id: str, epoch: int, first_seq: int, records: Sequence[Record]) -> None:
+        self._own_turn(turn_id, epoch, first_seq)
+        self._journal[turn_id] += [Entry(seq, name, bytes(data)) for seq, (name, data) in enumerate(records, first_seq)]
+
+    def _row(self, turn: TurnRow) -> TurnRow:
+        return _replace(turn, last_seq=len(self._journal[turn.spec.turn_id]))
+
+    def _of_session(self, session_id: str) -> list[TurnRow]:
+        return [turn for turn in self._turns.values() if turn.spec.session_id == session_id]
+
+    def _refuse_busy(self, session_id: str) -> None:
+        for turn in self._of_session(session_id):
+            if turn.ended_at is None:
+                turn_id = turn.spec.turn_id
+                raise SessionBusy(f"turn {turn_id} of this session has not ended", turn_id=turn_id)
+
+    def _put(self, session: Session) -> None:
+        self._sessions[session.session_id] = session
+        self._revs[session.session_id] = self._revs.get(session.session_id, 0) + 1
+
+    def _session_row(self, session_id: str) -> SessionRow:
+        turns = self._of_session(session_id)
+        return SessionRow(
+            self._sessions[session_id],
+            self._revs[session_id],
+            sum(len(self._messages[turn.spec.turn_id]) for turn in turns),
+            next((turn.spec.turn_id for turn in turns if turn.ended_at is None), None),
+        )
+
+    def _unpacked(self, session_id: str) -> Messages:
+        turns = self._of_session(session_id)
+        return [msgspec.json.decode(data) for turn in turns for data in self._messages[turn.spec.turn_id]]
+
+
+def _replace(turn: TurnRow, **members: Any) -> TurnRow:
+    return msgspec.structs.replace(turn, **members)
+
+
+def _packed(messages: Sequence[Mapping[str, Any]]) -> list[bytes]:
+    return [msgspec.json.encode(message) for message in messages]
+
+
+def _folded(text: str) -> str:
+    """Without case and accents."""
+    return "".join(c for c in unicodedata.normalize("NFD", text.casefold()) if not unicodedata.combining(c))
+
+
+def _mark(text: str, words: list[str]) -> tuple[set[str], str]:
+    """→ which of the words occur (the last as a prefix), and the text with those marked."""
+    seen: set[str] = set()
+    pieces = text.split()
+    for at, piece in enumerate(pieces):
+        for part in words_of(piece):
+            folded = _folded(part)
+            hits = {word for word in words if folded == word or (word == words[-1] and folded.startswith(word))}
+            if hits:
+                pieces[at] = pieces[at].replace(part, f"«{part}»")
+                seen |= hits
+    return seen, " ".join(pieces)
