@@ -59,6 +59,7 @@ def _values(info: msgspec.inspect.Type) -> st.SearchStrategy[Any]:
 
 CHILD_EVENTS = get_args(events.ChildEvent)
 READER_EVENTS = get_args(events.ReaderEvent)
+ALL_EVENTS = tuple(dict.fromkeys(READER_EVENTS + CHILD_EVENTS))
 COMMANDS = get_args(commands.AnyCommand)
 
 

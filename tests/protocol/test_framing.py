@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from protocol_values import CHILD_EVENTS, COMMANDS, JSON, READER_EVENTS, TEXT, in_any_split, values_of
+from protocol_values import ALL_EVENTS, CHILD_EVENTS, COMMANDS, JSON, READER_EVENTS, TEXT, in_any_split, values_of
 
 from hermetic.protocol import commands, events, framing
 from hermetic.protocol.errors import AgentError, FrameTooLong, ProtocolError
@@ -50,9 +50,7 @@ def test_events_fed_in_any_split_decode_to_what_was_encoded_with_the_same_bytes(
     assert b"".join(line + b"\n" for line, _ in got) == b"".join(frames)
 
 
-@pytest.mark.parametrize(
-    "kind", READER_EVENTS + tuple(set(CHILD_EVENTS) - set(READER_EVENTS)), ids=lambda k: k.__name__
-)
+@pytest.mark.parametrize("kind", ALL_EVENTS, ids=lambda k: k.__name__)
 def test_every_event_is_one_line_that_decodes_to_itself(kind: type[events.Event]) -> None:
     @given(values_of(kind))
     @settings(max_examples=20)

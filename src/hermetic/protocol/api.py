@@ -49,6 +49,16 @@ class ChangeSession(Request, frozen=True):
     project_id: str | None | UnsetType = UNSET
 
 
+class Rename(Request, frozen=True):
+    title: str
+    """From now on the user's own: neither the agent nor the first message replaces it."""
+
+
+class Archive(Request, frozen=True):
+    archived: bool = True
+    """False: bring it back."""
+
+
 class NewTurn(Request, frozen=True):
     message: str
     attachments: list[str] = field(default_factory=list)
@@ -156,6 +166,11 @@ class TurnView(Response, frozen=True):
     stderr: str | None = None
     """What the child printed, its last part; only after the end."""
     events_url: str = ""
+
+
+class SessionTurns(Response, frozen=True):
+    turns: list[TurnView]
+    """Oldest first."""
 
 
 class ApprovalView(Response, frozen=True):

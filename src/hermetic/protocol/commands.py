@@ -46,11 +46,15 @@ class Start(Command, frozen=True):
 
 
 class Approve(Command, frozen=True):
+    """What the user chose for an approval."""
+
     approval_id: str
     choice: Choice
 
 
 class Answer(Command, frozen=True):
+    """What the user answered to a question."""
+
     clarify_id: str
     text: str
 

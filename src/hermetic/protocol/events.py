@@ -30,6 +30,8 @@ StateName = Literal[
 """A turn's state as readers see it: a phase of supervisor/turn.py, or, once it has ended, its verdict."""
 Count = Annotated[int, Meta(ge=0, le=(1 << 53) - 1)]
 """Of tokens. Never negative, for a session adds them up; 2**53 - 1 is the last whole number that JavaScript keeps."""
+Dollars = Annotated[float, Meta(ge=0)]
+"""US dollars."""
 
 
 def tag_of(class_name: str) -> str:
@@ -46,8 +48,7 @@ class Usage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     input_tokens: Count = 0
     output_tokens: Count = 0
-    estimated_cost: Annotated[float, Meta(ge=0)] = 0.0
-    """US dollars."""
+    estimated_cost: Dollars = 0.0
     context_length: Count | None = None
     threshold_tokens: Count | None = None
     last_prompt_tokens: Count | None = None
@@ -138,6 +139,8 @@ class Title(Event, frozen=True):
 
 
 class Compressing(Event, frozen=True):
+    """The agent shortens its context, which may take a while."""
+
     message: str
 
 
@@ -177,7 +180,7 @@ class Result(Event, frozen=True):
 
 
 class Failed(Event, frozen=True):
-    """The adapter could not finish. `type` is SEED's: `rate_limit`, else `error` or a more precise word."""
+    """The adapter could not finish. `type` is `rate_limit`, else `error` or a more precise word."""
 
     message: str
     type: str = "error"
@@ -225,6 +228,8 @@ class Started(Event, frozen=True):
 
 
 class ApprovalResolved(Event, frozen=True):
+    """An approval is settled; every reader can put it away."""
+
     approval_id: str
     choice: Choice
     by: Literal["user", "timeout", "end"]
@@ -232,6 +237,8 @@ class ApprovalResolved(Event, frozen=True):
 
 
 class ClarifyResolved(Event, frozen=True):
+    """A question is settled; every reader can put it away."""
+
     clarify_id: str
     text: str
     by: Literal["user", "timeout", "end"]

@@ -1,0 +1,293 @@
+"""Every operation of the HTTP API, as one table of values: schema.py makes the OpenAPI document of it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct, field
+
+from hermetic.protocol import api, events
+
+JSON = "application/json"
+EVENT_STREAM = "text/event-stream"
+MARKDOWN = "text/markdown; charset=utf-8"
+
+Page = Annotated[int, Meta(ge=1, le=200)]
+"""Rows of one answer: 200 compact sessions are about 100 kB."""
+
+
+class Param(Struct, frozen=True):
+    """A query parameter or a header of a request; none is required."""
+
+    name: str
+    description: str
+    kind: Any = str
+    """The type that it is read as."""
+
+
+class Content(Struct, frozen=True):
+    """One representation of an answer."""
+
+    kind: Any = None
+    """The struct of the body; for an event stream the union of its events; None: the media type says all."""
+    media_type: str = JSON
+
+
+class Answer(Struct, frozen=True, kw_only=True):
+    """What a status says here, and its representations, the first one by default; none: no body."""
+
+    says: str
+    contents: tuple[Content, ...] = ()
+
+
+class Operation(Struct, frozen=True, kw_only=True):
+    """One method of one path. Besides `answers`, each may answer any other status with a problem document."""
+
+    method: Literal["get", "post", "patch", "delete"]
+    path: str
+    operation_id: str
+    summary: str
+    request: type[api.Request] | None = None
+    answers: dict[int, Answer]
+    query: tuple[Param, ...] = ()
+    headers: tuple[Param, ...] = ()
+    detail: str = ""
+    tag: str = field(default="")
+
+
+PATH_PARAMS = {
+    "session_id": "12 lower-case hexadecimal digits.",
+    "turn_id": "As in the answer that accepted the turn.",
+    "approval_id": "As in the `approval` event.",
+    "clarify_id": "As in the `clarify` event.",
+}
+
+
+def _ok(kind: Any, says: str = "OK.") -> Answer:
+    return Answer(says=says, contents=(Content(kind),))
+
+
+_GONE = Answer(says="Deleted, with its messages, turns and events.")
+_RESOLVED = "Resolved. An answer that comes again, or too late, gets what was decided first."
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation(
+        method="post",
+        path="/v1/sessions",
+        operation_id="createSession",
+        summary="Begin a session",
+        tag="sessions",
+        request=api.NewSession,
+        answers={201: _ok(api.SessionView, "The session, with its workspace.")},
+    ),
+    Operation(
+        method="get",
+        path="/v1/sessions",
+        operation_id="listSessions",
+        summary="List sessions, the last used first",
+        tag="sessions",
+        query=(
+            Param("q", "Only sessions whose title or messages have all these words; the best match first."),
+            Param("before", "Only sessions last used before this time: `next_before` of the page before.", float),
+            Param("limit", "How many at most.", Page),
+            Param("archived", "`true`: only archived ones; `all`: those too.", Literal["false", "true", "all"]),
+        ),
+        answers={200: _ok(api.SessionList)},
+    ),
+    Operation(
+        method="get",
+        path="/v1/sessions/{session_id}",
+        operation_id="getSession",
+        summary="A session with its messages and tool calls",
+        tag="sessions",
+        answers={200: _ok(api.SessionView)},
+    ),
+    Operation(
+        method="patch",
+        path="/v1/sessions/{session_id}",
+        operation_id="changeSession",
+        summary="Change the members that are sent",
+        tag="sessions",
+        request=api.ChangeSession,
+        answers={200: _ok(api.CompactSession)},
+    ),
+    Operation(
+        method="delete",
+        path="/v1/sessions/{session_id}",
+        operation_id="deleteSession",
+        summary="Delete a session",
+        detail="409 while one of its turns has not ended.",
+        tag="sessions",
+        answers={204: _GONE},
+    ),
+    Operation(
+        method="post",
+        path="/v1/sessions/{session_id}/rename",
+        operation_id="renameSession",
+        summary="Give a session a title that stays",
+        tag="sessions",
+        request=api.Rename,
+        answers={200: _ok(api.CompactSession)},
+    ),
+    Operation(
+        method="post",
+        path="/v1/sessions/{session_id}/archive",
+        operation_id="archiveSession",
+        summary="Archive a session, or bring it back",
+        tag="sessions",
+        request=api.Archive,
+        answers={200: _ok(api.CompactSession)},
+    ),
+    Operation(
+        method="get",
+        path="/v1/sessions/{session_id}/export",
+        operation_id="exportSession",
+        summary="A session as a file",
+        tag="sessions",
+        query=(Param("format", "Default: `json`.", Literal["json", "markdown"]),),
+        answers={
+            200: Answer(
+                says="An attachment, named after the session.",
+                contents=(Content(api.SessionView), Content(None, MARKDOWN)),
+            )
+        },
+    ),
+    Operation(
+        method="get",
+        path="/v1/sessions/{session_id}/turns",
+        operation_id="listTurns",
+        summary="All turns of a session, oldest first",
+        tag="turns",
+        answers={200: _ok(api.SessionTurns)},
+    ),
+    Operation(
+        method="get",
+        path="/v1/search",
+        operation_id="search",
+        summary="Full text over titles and messages",
+        tag="sessions",
+        query=(
+            Param("q", "Every word must occur, the last may be a prefix; quotes and operators are plain text."),
+            Param("limit", "How many at most.", Page),
+        ),
+        answers={200: _ok(api.SearchResult)},
+    ),
+    Operation(
+        method="post",
+        path="/v1/sessions/{session_id}/turns",
+        operation_id="startTurn",
+        summary="Send a message: start a turn",
+        detail="The same idempotency key with the same body gets the same turn.",
+        tag="turns",
+        request=api.NewTurn,
+        headers=(Param("Idempotency-Key", "As `idempotency_key` in the body; up to 200 characters."),),
+        answers={
+            202: _ok(api.TurnView, "Accepted, and saved: it runs, or waits for its place."),
+            409: Answer(
+                says="The session is busy; `turn_id` is the turn that has not ended.",
+                contents=(Content(api.Problem, "application/problem+json"),),
+            ),
+        },
+    ),
+    Operation(
+        method="get",
+        path="/v1/turns/{turn_id}",
+        operation_id="getTurn",
+        summary="A turn, with what was said so far and what waits for a person",
+        tag="turns",
+        answers={200: _ok(api.TurnView)},
+    ),
+    Operation(
+        method="get",
+        path="/v1/turns/{turn_id}/events",
+        operation_id="streamTurn",
+        summary="A turn's events: those so far, then each as it happens",
+        detail=(
+            "Server-sent events; each has an `id: <turn>:<seq>`, its name and one line of JSON. Of the cursors the first "
+            "of `after`, `last_event_id`, `Last-Event-ID` counts; one that is not this turn's gets a `reset` event with "
+            "a snapshot. The last event is `stream_end`."
+        ),
+        tag="turns",
+        query=(
+            Param("after", "The last event seen: its id or its bare number; 0: from the start."),
+            Param("last_event_id", "The same, for clients that can set no header."),
+            Param(
+                "ping", "`1`: a `ping` event with the data `{}` in place of the heartbeat comment.", Literal["0", "1"]
+            ),
+        ),
+        headers=(Param("Last-Event-ID", "What an EventSource sends when it reconnects."),),
+        answers={
+            200: Answer(says="The stream.", contents=(Content(events.ReaderEvent, EVENT_STREAM),)),
+            204: Answer(says="The turn has ended and the cursor is at its end: stop reconnecting."),
+        },
+    ),
+    Operation(
+        method="post",
+        path="/v1/turns/{turn_id}/cancel",
+        operation_id="cancelTurn",
+        summary="End a turn, keep what it said",
+        detail="In every state, also before the start, as often as you like. The stream tells when the process is gone.",
+        tag="turns",
+        answers={202: _ok(api.Accepted, "Noted durably.")},
+    ),
+    Operation(
+        method="post",
+        path="/v1/turns/{turn_id}/approvals/{approval_id}",
+        operation_id="giveApproval",
+        summary="Allow or deny what the agent asks for",
+        tag="turns",
+        request=api.GiveApproval,
+        answers={200: _ok(api.ApprovalView, _RESOLVED)},
+    ),
+    Operation(
+        method="post",
+        path="/v1/turns/{turn_id}/clarifications/{clarify_id}",
+        operation_id="giveAnswer",
+        summary="Answer the agent's question",
+        tag="turns",
+        request=api.GiveAnswer,
+        answers={200: _ok(api.ClarifyView, _RESOLVED)},
+    ),
+    Operation(
+        method="post",
+        path="/v1/turns/{turn_id}/messages",
+        operation_id="steerTurn",
+        summary="Give the running agent a word",
+        detail="What it never reads comes back as `pending_steer_leftover`.",
+        tag="turns",
+        request=api.GiveSteer,
+        answers={202: _ok(api.Accepted, "Sent to the agent.")},
+    ),
+    Operation(
+        method="get",
+        path="/v1/options",
+        operation_id="getOptions",
+        summary="What a new session can choose from",
+        tag="server",
+        answers={200: _ok(api.Choices)},
+    ),
+    Operation(
+        method="get",
+        path="/v1/health",
+        operation_id="getHealth",
+        summary="Whether the server takes turns, and how it seals them",
+        tag="server",
+        answers={200: _ok(api.Health), 503: _ok(api.Health, "It is about to stop and takes no new turns.")},
+    ),
+    Operation(
+        method="get",
+        path="/v1/schema.json",
+        operation_id="getEventSchema",
+        summary="The events as a JSON Schema",
+        tag="server",
+        answers={200: Answer(says="OK.", contents=(Content(None, "application/schema+json"),))},
+    ),
+    Operation(
+        method="get",
+        path="/openapi.json",
+        operation_id="getOpenApi",
+        summary="This document",
+        tag="server",
+        answers={200: Answer(says="OK.", contents=(Content(dict[str, Any]),))},
+    ),
+)
