@@ -8,7 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,9 +49,9 @@ class Engine:
                 # Made here, because SQLite would let others read it; its -wal and -shm take after it.
                 os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
                 _check_version(path)
-                self.writer = stack.enter_context(_closing(apsw.Connection(str(path))))
+                self.writer = stack.enter_context(closing(apsw.Connection(str(path))))
                 self._prepare()
-                self.reader = stack.enter_context(_closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)))
+                self.reader = stack.enter_context(closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)))
                 self.reader.set_busy_timeout(BUSY_MS)
             except (apsw.Error, OSError) as error:
                 raise translated(error, path) from error
@@ -80,9 +80,10 @@ class Engine:
         """Runs `run` on one consistent state. Raises `StorageError` when the engine fails."""
         try:
             with self.reader:
-                return run(self.reader)
+                result = run(self.reader)
         except (apsw.Error, msgspec.MsgspecError) as error:
             raise translated(error, self._path) from error
+        return result
 
     def commit(self, batch: list[Write[Any]]) -> None:
         """One transaction for all; each write in a savepoint of its own, so that a refused one does not fail the rest.
@@ -148,12 +149,6 @@ def translated(error: Exception, path: Path) -> StorageError:
     return StorageError(f"the database engine failed ({what})", hint="Look at the server's log, and report it.")
 
 
-def _closing(connection: apsw.Connection) -> Any:
-    stack = ExitStack()
-    stack.callback(connection.close)
-    return stack
-
-
 def _lock(path: Path) -> int:
     """→ the descriptor that holds `<path>.lock` for this process; the kernel frees it however the process ends.
 
@@ -181,7 +176,7 @@ def _check_version(path: Path) -> None:
     """Looks through a connection that cannot write, so that a database which is not ours stays as it is."""
     if path.stat().st_size == 0:
         return
-    with _closing(db := apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)):
+    with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)) as db:
         application, version, known = db.pragma("application_id"), _version(db), len(_migrations())
         if application != APPLICATION_ID:
             raise StorageError(
