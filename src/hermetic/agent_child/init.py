@@ -1,0 +1,118 @@
+"""Init: the root of the tree, process 1 of its namespace.
+
+It forks the agent, hands SIGTERM on to it, reaps orphans, and ends when the agent has ended, which ends everyone else
+in the namespace. It holds neither the event stream nor the command stream.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from contextlib import suppress
+from typing import NoReturn
+
+from hermetic.agent_child import kernel
+from hermetic.agent_child.killing import kill_descendants
+
+HOLDS = ("pid_namespace", "mount_namespace", "ipc_namespace", "proc")
+"""What should hold a tree; keeper and init report which of it is missing."""
+BROKEN = 70
+"""Exit code of a process of ours that failed by a bug (sysexits' EX_SOFTWARE)."""
+
+
+class Init:
+    """`status_fd`: the pipe to the keeper. `namespaced`: we are process 1 of a PID namespace."""
+
+    def __init__(self, status_fd: int, namespaced: bool) -> None:
+        self._status_fd = status_fd
+        self._namespaced = namespaced
+        self._agent_pid = 0
+
+    def run(self, events_fd: int, commands_fd: int) -> NoReturn:
+        os.setsid()  # so that a kill(0, …) inside the tree does not reach the keeper's process group
+        kernel.set_name(b"hermetic-init")
+        signal.signal(signal.SIGTERM, self._hand_on)
+        missing = self._isolate()
+        self._die_with_the_keeper()
+        self._agent_pid = os.fork()
+        if self._agent_pid == 0:
+            _become_agent(events_fd, commands_fd)
+        os.close(events_fd)
+        os.close(commands_fd)
+        self._tell(f"agent {' '.join(missing)}")
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        self._tell(f"status {self._reap_until_the_agent_ends()}")
+        if not self._namespaced:
+            kill_descendants()
+        os._exit(0)  # the kernel kills the rest of the namespace
+
+    def _isolate(self) -> list[str]:
+        if not self._namespaced:
+            kernel.become_subreaper()
+            return []
+        missing = []
+        try:
+            kernel.unshare(kernel.CLONE_NEWIPC)
+        except OSError:
+            missing.append("ipc_namespace")
+        try:
+            kernel.unshare(kernel.CLONE_NEWNS)
+            kernel.mount(None, b"/", None, kernel.MS_REC | kernel.MS_PRIVATE)
+        except OSError:
+            return [*missing, "mount_namespace", "proc"]
+        try:
+            kernel.mount(b"proc", b"/proc", b"proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
+        except OSError:  # a container that masks parts of its own /proc
+            missing.append("proc")
+        return missing
+
+    def _die_with_the_keeper(self) -> None:
+        if self._namespaced:
+            kernel.signal_at_parents_death(signal.SIGKILL)
+        else:
+            # SIGKILL would leave the tree alive, so init gets a signal on which it can kill it first.
+            signal.signal(signal.SIGUSR1, lambda *_: self._keeper_died())
+            kernel.signal_at_parents_death(signal.SIGUSR1)
+        self._tell("init")  # raises when the keeper died before the line above: it alone has the pipe's other end
+
+    def _keeper_died(self) -> NoReturn:
+        kill_descendants()
+        os._exit(0)
+
+    def _hand_on(self, *_: object) -> None:
+        if self._agent_pid:
+            with suppress(ProcessLookupError):
+                os.kill(self._agent_pid, signal.SIGTERM)
+
+    def _reap_until_the_agent_ends(self) -> int:
+        while True:
+            pid, status = os.waitpid(-1, 0)
+            if pid == self._agent_pid:
+                self._agent_pid = 0
+                return status
+
+    def _tell(self, line: str) -> None:
+        os.write(self._status_fd, line.encode() + b"\n")
+
+
+def _become_agent(events_fd: int, commands_fd: int) -> NoReturn:
+    try:
+        os.setsid()
+        kernel.set_name(b"hermetic-agent")
+        low, high = sorted((events_fd, commands_fd))
+        os.closerange(3, low)
+        os.closerange(low + 1, high)
+        os.closerange(high + 1, 1 << 30)
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        for number in (signal.SIGTERM, signal.SIGINT):  # before Start there is nothing to end but ourselves
+            signal.signal(number, lambda *_: os._exit(0))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        from hermetic.agent_child import session
+
+        session.run(events_fd, commands_fd)
+    except BaseException:  # noqa: BLE001  whatever it is, this process ends here
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(BROKEN)

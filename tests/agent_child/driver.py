@@ -1,0 +1,157 @@
+"""Drives one real child as the supervisor will: three pipes, a control socket, no event loop."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from hermetic.protocol import commands, control, events
+from hermetic.protocol.commands import AnyCommand, Start
+from hermetic.protocol.events import Failed, Ready, Result, Token
+from hermetic.protocol.framing import event_decoder, frame
+
+PATIENCE_S = 20.0
+"""Longest wait for anything: a loaded machine, not a measure of speed."""
+
+
+class Child:
+    """Started at once. Use it as a context manager: nothing it started outlives the block."""
+
+    def __init__(self, *arguments: str, env: dict[str, str] | None = None, **popen: Any) -> None:
+        ours, theirs = socket.socketpair()
+        self.control = ours
+        self.began = time.monotonic()
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-I", "-m", "hermetic.agent_child", "--control-fd", str(theirs.fileno()), *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                cwd="/",
+                env={"PATH": os.environ["PATH"], **(env or {})},
+                pass_fds=[theirs.fileno()],
+                bufsize=0,
+                **popen,
+            )
+        assert self.process.stdout and self.process.stderr and self.process.stdin
+        self._decoder = event_decoder(1 << 20)
+        self._files = {self.process.stdout.fileno(): self._hear_events, self.process.stderr.fileno(): self._hear_stderr,
+                       ours.fileno(): self._hear_reports}  # fmt: skip
+        self._report_bytes = b""
+        self.events: list[events.ChildEvent] = []
+        self.frames: list[bytes] = []
+        self.heard_at: list[float] = []
+        self.stderr = ""
+        self.reports: list[control.AnyReport] = []
+
+    # --- reading --------------------------------------------------------------------------------------------------
+
+    def _hear_events(self, fd: int) -> bool:
+        data = os.read(fd, 1 << 16)
+        for line, event in self._decoder.feed(data):
+            self.events.append(event)
+            self.frames.append(line)
+            self.heard_at.append(time.monotonic())
+        return bool(data)
+
+    def _hear_stderr(self, fd: int) -> bool:
+        data = os.read(fd, 1 << 16)
+        self.stderr += data.decode()
+        return bool(data)
+
+    def _hear_reports(self, fd: int) -> bool:
+        try:
+            data = os.read(fd, 1 << 16)
+        except ConnectionResetError:
+            return False
+        *lines, self._report_bytes = (self._report_bytes + data).split(b"\n")
+        self.reports += [control.decode(line) for line in lines]
+        return bool(data)
+
+    def wait_until(self, true: Callable[[Child], Any], patience_s: float = PATIENCE_S) -> Any:
+        """Reads everything until `true(self)`; fails when all streams end, or patience, before that."""
+        deadline = time.monotonic() + patience_s
+        while not (found := true(self)):
+            left = deadline - time.monotonic()
+            assert left > 0, f"waited for too long; heard {self.events[-5:]} {self.reports} {self.stderr[-2000:]}"
+            assert self._files, f"all streams ended; heard {self.events[-5:]} {self.reports} {self.stderr[-2000:]}"
+            for fd in select.select(list(self._files), [], [], left)[0]:
+                if not self._files[fd](fd):
+                    del self._files[fd]
+        return found
+
+    def wait_event(self, kind: type, number: int = 1) -> Any:
+        """The `number`th event of this type."""
+        return self.wait_until(lambda _: [e for e in self.events if isinstance(e, kind)][number - 1 : number])[0]
+
+    def wait_text(self, text: str) -> None:
+        self.wait_until(lambda _: text in self.text)
+
+    def wait_exited(self) -> control.Exited:
+        """Reads all to the end, reaps the keeper, returns its last report."""
+        self.wait_until(lambda _: not self._files)
+        assert self.process.wait(PATIENCE_S) == 0, self.stderr
+        last = self.reports[-1]
+        assert isinstance(last, control.Exited)
+        return last
+
+    @property
+    def text(self) -> str:
+        return "".join(e.text for e in self.events if isinstance(e, Token))
+
+    @property
+    def spawned(self) -> control.Spawned:
+        report = self.wait_until(lambda _: self.reports)[0]
+        assert isinstance(report, control.Spawned)
+        return report
+
+    # --- speaking -------------------------------------------------------------------------------------------------
+
+    def send(self, command: AnyCommand) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(frame(command))
+
+    def start(self, **fields: Any) -> None:
+        self.wait_event(Ready)
+        base: dict[str, Any] = {
+            "protocol": 1, "turn_id": "t1", "session_id": "0123456789ab", "message": "hello", "workspace": "/tmp",
+        }  # fmt: skip
+        self.send(Start(**(base | fields)))
+
+    def terminate(self) -> None:
+        self.control.send(control.TERMINATE)
+
+    def kill(self) -> None:
+        self.control.send(control.KILL)
+
+    def finish(self) -> Result | Failed:
+        """Reads to the end: the turn's one last event, a clean exit of the agent."""
+        exited = self.wait_exited()
+        ends = [e for e in self.events if isinstance(e, Result | Failed)]
+        assert len(ends) == 1 and self.events[-1] is ends[0], (self.events[-5:], self.stderr)
+        assert exited == control.Exited(exit_code=0)
+        return ends[0]
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.control.close()
+        try:
+            self.process.wait(PATIENCE_S)
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+                self.process.wait()
+            for file in (self.process.stdin, self.process.stdout, self.process.stderr):
+                assert file
+                file.close()
+
+
+__all__ = ["Child", "commands"]
