@@ -396,7 +396,7 @@ class Client:
         return await self._call("GET", "/v1/sessions", api.SessionList, query=query)
 
     async def search_sessions(self, text: str, *, limit: int | None = None) -> api.SearchResult:
-        return await self._call("GET", "/v1/sessions", api.SearchResult, query={"search": text, "limit": limit})
+        return await self._call("GET", "/v1/search", api.SearchResult, query={"q": text, "limit": limit})
 
     async def get_session(self, session_id: str) -> api.SessionView:
         return await self._call("GET", f"/v1/sessions/{_part(session_id)}", api.SessionView)

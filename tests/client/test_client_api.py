@@ -61,7 +61,7 @@ async def answering(answer: Answer):
     [
         (lambda c: c.create_session(api.NewSession(agent="a")), "POST", "/v1/sessions", {"agent": "a"}, SESSION),
         (lambda c: c.list_sessions(limit=5), "GET", "/v1/sessions?limit=5", None, api.SessionList(sessions=[SESSION])),
-        (lambda c: c.search_sessions("a b"), "GET", "/v1/sessions?search=a+b", None, api.SearchResult(hits=[])),
+        (lambda c: c.search_sessions("a b"), "GET", "/v1/search?q=a+b", None, api.SearchResult(hits=[])),
         (lambda c: c.get_session("x/y"), "GET", "/v1/sessions/x%2Fy", None, api.SessionView(**msgspec.structs.asdict(SESSION))),
         (lambda c: c.change_session("s", api.ChangeSession(title="n")), "PATCH", "/v1/sessions/s", {"title": "n"}, SESSION),
         (lambda c: c.start_turn("s", "hi"), "POST", "/v1/sessions/s/turns", {"message": "hi"}, TURN),

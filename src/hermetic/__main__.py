@@ -1,0 +1,5 @@
+"""`python -m hermetic` is the command `hermetic`."""
+
+from hermetic.cli import main
+
+main()
