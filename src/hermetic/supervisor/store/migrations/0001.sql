@@ -33,15 +33,15 @@ CREATE UNIQUE INDEX turn_by_key ON turn (session, idempotency_key) WHERE idempot
 CREATE INDEX turn_unended ON turn (state, number) WHERE ended_at IS NULL;
 CREATE INDEX turn_unended_by_session ON turn (session, number) WHERE ended_at IS NULL;
 
--- One row for each call of append. Without a rowid the rows of a turn lie side by side: an append touches one page,
--- a replay reads in one sweep.
+-- One row for each call of append. With a rowid, so that the rows of one commit lie side by side, whichever turns they
+-- are of: that halves what a commit of many turns costs against one B-tree ordered by turn. Replays are rarer.
 CREATE TABLE journal (
     turn INTEGER NOT NULL REFERENCES turn (number) ON DELETE CASCADE,
     last_seq INTEGER NOT NULL,
     first_seq INTEGER NOT NULL,
     lines BLOB NOT NULL, -- for each event: its name, a space, its JSON, LF
     PRIMARY KEY (turn, last_seq)
-) STRICT, WITHOUT ROWID;
+) STRICT;
 
 CREATE TABLE message (
     id INTEGER PRIMARY KEY,
