@@ -243,7 +243,7 @@ function showSeal(started) {
   const key = `${started?.turn_id} ${JSON.stringify(seal)}`;
   if (key === sealShown) return;
   sealShown = key;
-  $("seal-summary").textContent = started ? `Seal ${seal.level} · ${started.pid}` : `Seal ${seal.level}`;
+  $("seal-summary").replaceChildren(`Seal ${seal.level}`, h("span", { class: "pid" }, started ? ` · ${started.pid}` : ""));
   $("seal-summary").setAttribute("aria-label", `Seal level ${seal.level}${started ? `, process ${started.pid}` : ""}`);
   $("seal-summary").classList.toggle("weak", seal.level < 1);
   const intro = started

@@ -22,6 +22,7 @@ export class Conversation {
     this.forget();
     $("log").addEventListener("scroll", () => this.#scrolled(), { passive: true });
     $("jump").addEventListener("click", () => this.toEnd());
+    new ResizeObserver(() => (this.atEnd ? this.toEnd() : this.#scrolled())).observe($("log"));
   }
 
   forget() {

@@ -51,9 +51,8 @@ export class SessionList {
       if (round !== this.round) return;
       showProblem($("list-problem"), null);
       if (!this.older.length) this.nextBefore = answer.next_before ?? null;
-      const first = answer.hits ?? answer.sessions;
-      this.draw(first, question);
-      if (!question.q && !question.archived) this.onList(first);
+      this.draw(answer.sessions, question);
+      if (!question.q && !question.archived) this.onList(answer.sessions);
     } catch (problem) {
       if (round === this.round) showProblem($("list-problem"), problem);
     }
@@ -81,7 +80,7 @@ export class SessionList {
     $("older").hidden = this.nextBefore === null;
     $("list-empty").hidden = all.length > 0;
     $("list-empty").textContent = q ? "Nothing found." : archived ? "Nothing archived." : "No sessions yet.";
-    const shown = JSON.stringify(all.map((s) => [s.session_id, s.title, ago(s.updated_at), s.active_turn_id, s.snippet]));
+    const shown = JSON.stringify(all.map((s) => [s.session_id, s.title, ago(s.updated_at), s.active_turn_id]));
     if (shown === this.shown) return; // a redraw would take the keyboard's focus away
     this.shown = shown;
     const focused = document.activeElement?.dataset?.sid;
@@ -94,9 +93,8 @@ export class SessionList {
     const state = session.active_turn_id
       ? h("span", { class: "when active" }, "running")
       : h("span", { class: "when" }, session.updated_at ? ago(session.updated_at) : "");
-    const found = session.snippet ? h("span", { class: "found" }, highlighted(session.snippet)) : null;
     const link = h("a", { href: `#/s/${encodeURIComponent(sid)}`, "data-sid": sid },
-      h("span", { class: "name" }, session.title || "Untitled"), state, found);
+      h("span", { class: "name" }, session.title || "Untitled"), state);
     mark(link, this.current);
     return h("li", {}, link);
   }
@@ -105,9 +103,4 @@ export class SessionList {
 function mark(link, sessionId) {
   if (link.dataset.sid === sessionId) link.setAttribute("aria-current", "page");
   else link.removeAttribute("aria-current");
-}
-
-// The server puts matches between « and ».
-function highlighted(snippet) {
-  return snippet.split(/«([^»]*)»/).map((piece, i) => (i % 2 ? h("mark", {}, piece) : piece));
 }

@@ -98,13 +98,16 @@ export function sealFacts(seal, more = []) {
   return h("dl", { class: "facts" }, rows.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
 }
 
-// Text that grows: the drawn length tells what is new.
+// Text that grows: the drawn length tells what is new. Line ends are drawn when something follows them, so that a part
+// never ends in empty lines.
 function growing(part, box) {
   let node = null;
   let drawn = /^\n*/.exec(part.text)[0].length; // models begin with empty lines after a tool call
   return () => {
-    let fresh = part.text.slice(drawn);
-    drawn = part.text.length;
+    let upTo = part.text.length;
+    while (upTo > drawn && part.text[upTo - 1] === "\n") upTo--;
+    let fresh = part.text.slice(drawn, upTo);
+    drawn = upTo;
     while (fresh) {
       if (!node) box.append(h("div", {}, (node = document.createTextNode(""))));
       const room = BLOCK_CHARS - node.length;
