@@ -9,7 +9,7 @@ from itertools import count
 from types import TracebackType
 from typing import Any, Self, cast
 
-from hermetic.agent_child.failures import TurnCancelled
+from hermetic.agent_child.failures import TurnCancelled, without_paths
 from hermetic.agent_child.out import CHOICES, Out, Question
 from hermetic.protocol.commands import Start
 from hermetic.protocol.events import (
@@ -73,7 +73,8 @@ class ToolCall:
         if error is None:
             self.complete()
         else:
-            self.complete(str(error) or type(error).__name__, is_error=True)
+            said = "cancelled" if isinstance(error, TurnCancelled) else without_paths(str(error))
+            self.complete(said or type(error).__name__, is_error=True)
 
 
 class _Turn:

@@ -9,9 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
-from hermetic.protocol import commands, control, events
+from hermetic.protocol import control, events
 from hermetic.protocol.commands import AnyCommand, Start
 from hermetic.protocol.events import Failed, Ready, Result, Token
 from hermetic.protocol.framing import event_decoder, frame
@@ -138,7 +138,7 @@ class Child:
         assert exited == control.Exited(exit_code=0)
         return ends[0]
 
-    def __enter__(self) -> Child:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -152,6 +152,3 @@ class Child:
             for file in (self.process.stdin, self.process.stdout, self.process.stderr):
                 assert file
                 file.close()
-
-
-__all__ = ["Child", "commands"]
