@@ -102,8 +102,9 @@ export function sealFacts(seal, more = []) {
 // never ends in empty lines.
 function growing(part, box) {
   let node = null;
-  let drawn = /^\n*/.exec(part.text)[0].length; // models begin with empty lines after a tool call
+  let drawn = 0;
   return () => {
+    if (!node && !box.firstChild) while (part.text[drawn] === "\n") drawn++; // models begin with empty lines after a tool
     let upTo = part.text.length;
     while (upTo > drawn && part.text[upTo - 1] === "\n") upTo--;
     let fresh = part.text.slice(drawn, upTo);
