@@ -10,7 +10,6 @@ that a partial answer is one thing to show and to replace. `provider_history` un
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -289,10 +288,10 @@ def _unfolded(message: Message, taken: set[str]) -> Iterator[Message]:
 def _answered(messages: Sequence[Message], index: int) -> set[str]:
     """Ids of the results that stand directly behind a message."""
     ids = set()
-    for message in itertools.islice(messages, index + 1, None):
-        if message.get("role") != "tool":
+    for position in range(index + 1, len(messages)):
+        if messages[position].get("role") != "tool":
             break
-        ids.add(_result_id(message))
+        ids.add(_result_id(messages[position]))
     return ids
 
 
@@ -341,11 +340,11 @@ def tool_cards(messages: Iterable[Any]) -> list[api.ToolCard]:
     in our own `tool_results`. A result whose call is unknown or is named `tool` gives no card. Of our own partial
     messages a call without a result gives one too, with an empty snippet: it is what ran when the turn was stopped.
     """
-    calls: dict[str, tuple[str, int, Mapping[str, Any]]] = {}
+    open_calls: dict[str, tuple[str, int, Mapping[str, Any]]] = {}
     cards: list[api.ToolCard] = []
 
-    def card(call_id: str, snippet: str) -> None:
-        name, index, args = calls.get(call_id, ("", 0, {}))
+    def close(call_id: str, snippet: str) -> None:
+        name, index, args = open_calls.pop(call_id, ("", 0, {}))
         if name and name != "tool":
             cards.append(
                 api.ToolCard(
@@ -357,15 +356,15 @@ def tool_cards(messages: Iterable[Any]) -> list[api.ToolCard]:
         if not isinstance(message, Mapping):
             continue
         if message.get("role") == "assistant":
+            results = message.get("tool_results")
             for call_id, name, args in _calls(message):
-                calls[call_id] = (name, index, args)
-                results = message.get("tool_results")
+                open_calls[call_id] = (name, index, args)
                 if isinstance(results, Mapping) and call_id in results:
-                    card(call_id, _snippet(results[call_id]))
-                elif message.get("partial"):
-                    card(call_id, "")
+                    close(call_id, _snippet(results[call_id]))
+                elif isinstance(results, Mapping) and message.get("partial"):
+                    close(call_id, "")
         elif message.get("role") == "tool":
-            card(_result_id(message), _snippet(message.get("content")))
+            close(_result_id(message), _snippet(message.get("content")))
     return cards
 
 
