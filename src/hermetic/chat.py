@@ -86,7 +86,7 @@ async def running_server(data: Path) -> str | None:
 
 
 @asynccontextmanager
-async def a_server(config: Config, workspace: str | None) -> AsyncIterator[str]:
+async def a_server(config: Config, workspace: str | None = None) -> AsyncIterator[str]:
     """The URL of the running server, or of one that lives as long as this context.
 
     The latter's only user is the person at this terminal, so the folder that they name is allowed as a workspace.

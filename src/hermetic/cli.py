@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -14,7 +16,7 @@ from cyclopts import App, Parameter
 from hermetic import __version__
 from hermetic.client import BadAnswer, Client, ServerError, Unreachable
 from hermetic.protocol.errors import HermeticError
-from hermetic.supervisor.config import Config, load_config, show
+from hermetic.supervisor.config import load_config, show
 
 EXIT_CODES = """
 Exit codes: 0 done · 1 the turn failed, or the server did · 2 wrong usage, configuration or host ·
@@ -75,7 +77,7 @@ def curl_line(url: str, message: str = "list files") -> str:
     """For sh, bash and zsh, with curl and sed alone."""
 
     def post(path: str, body: str, member: str) -> str:
-        pick = f"""sed 's/.*"{member}":"\\([^"]*\\)".*/\\1/'"""
+        pick = f"""sed -n 's/.*"{member}":"\\([^"]*\\)".*/\\1/p'"""
         return f"$(curl -s {path} -H content-type:application/json -d '{body}' | {pick})"
 
     session = post(f"{url}/v1/sessions", "{}", "session_id")
@@ -160,10 +162,10 @@ async def sessions(
     config: ConfigFile = None,
     data: DataDir = None,
 ) -> int:
-    """List the newest sessions of the running server."""
+    """List the newest sessions."""
     from hermetic.listing import hit_lines, session_lines
 
-    async with Client(await its_url(server, config, data)) as client:
+    async with a_client(server, config, data) as client:
         if search is None:
             text = session_lines((await client.list_sessions()).sessions)
         else:
@@ -185,17 +187,20 @@ async def show_session(
     """
     from hermetic.listing import transcript
 
-    async with Client(await its_url(server, config, data)) as client:
+    async with a_client(server, config, data) as client:
         print(transcript(await client.get_session(session)), end="")
     return 0
 
 
-async def its_url(server: str | None, config: Path | None, data: Path | None) -> str:
-    """The server that was named, else the one that holds the data directory, else the configured address."""
-    from hermetic.chat import running_server
+@asynccontextmanager
+async def a_client(server: str | None, config: Path | None, data: Path | None) -> AsyncIterator[Client]:
+    """Of the server that was named, else of the one that holds the data directory, else of one started for this."""
+    from hermetic.chat import a_server
 
-    loaded: Config = load_config(config, data=data)
-    return server or await running_server(Path(loaded.server.data).expanduser()) or f"http://{loaded.server.bind}"
+    log_to_stderr("critical")
+    where = nullcontext(server) if server else a_server(load_config(config, data=data))
+    async with where as url, Client(url) as client:
+        yield client
 
 
 def log_to_stderr(level: str) -> None:
