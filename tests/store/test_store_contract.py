@@ -195,7 +195,7 @@ _batches = st.lists(st.lists(st.tuples(st.sampled_from(["token", "tool", "done"]
 
 
 @given(batches=_batches, bytes_max=st.integers(1, 60))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_batches_read_from_any_cursor_are_the_exact_tail(
     maker: StoreMaker, batches: list[list[Record]], bytes_max: int
 ) -> None:
@@ -429,6 +429,30 @@ async def test_a_history_replaces_all_messages_but_those_of_later_turns(store: S
     await store.claim("t3", started_at=1.0)
     await store.finish(the_end("t3", history=[]))
     assert await store.messages("s") == []
+
+
+_texts = st.lists(st.sampled_from("abc"), max_size=5)
+
+
+@given(turns=st.lists(st.tuples(st.booleans(), _texts), max_size=6))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_mix_of_messages_and_histories_gives_what_the_last_ones_said(
+    maker: StoreMaker, turns: list[tuple[bool, list[str]]]
+) -> None:
+    async def check() -> None:
+        expected: list[str] = []
+        async with maker() as store:
+            for number, (replaces, texts) in enumerate(turns):
+                await running(store, f"t{number}")
+                said_now = [said(text) for text in texts]
+                how: dict[str, Any] = {"history": said_now} if replaces else {"messages": said_now}
+                await store.finish(the_end(f"t{number}", **how))
+                expected = texts if replaces else [*expected, f"for t{number}", *texts]
+                assert [message["content"] for message in await store.messages("s")] == expected
+                for word in "abc":
+                    assert len(await store.search("local", f"{word} ")) == any(t.startswith(word) for t in expected)
+
+    trio.run(check)
 
 
 async def test_a_cancel_is_noted_until_the_turn_ends(store: Store) -> None:

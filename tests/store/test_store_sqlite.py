@@ -148,9 +148,9 @@ async def test_fifty_concurrent_writers_share_their_commits(store: SqliteStore) 
 async def test_a_refused_write_does_not_fail_those_that_share_its_commit(store: SqliteStore) -> None:
     await running(store, "t")
     before = store.commits
-    refused = []
+    refused: list[Any] = []
 
-    async def expect(error: type[Exception], call: Any, *args: Any, **more: Any) -> None:
+    async def expect(error: type[Exception] | tuple[type[Exception], ...], call: Any, *args: Any, **more: Any) -> None:
         with pytest.raises(error):
             await call(*args, **more)
         refused.append(error)
@@ -312,7 +312,7 @@ async def test_a_full_database_is_a_storage_error_and_takes_writes_again_when_th
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "none", folder]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(folder)]
     try:
         mounted = os.geteuid() == 0 and subprocess.run(mount, check=False, capture_output=True).returncode == 0
     except FileNotFoundError:
@@ -392,6 +392,34 @@ async def test_another_programs_database_is_refused_and_left_untouched(path: Pat
         async with open_sqlite(path):
             pass
     assert path.read_bytes() == before
+
+
+async def test_a_database_that_was_never_finished_is_ours(path: Path) -> None:
+    path.parent.mkdir()
+    started = sqlite3.connect(path)
+    started.execute("PRAGMA journal_mode = wal")
+    started.close()
+    assert path.stat().st_size > 0
+    async with open_sqlite(path) as store:
+        await running(store, "t")
+
+
+async def test_a_history_that_goes_on_from_the_old_one_rewrites_nothing_of_it(store: SqliteStore) -> None:
+    async def ids() -> list[int]:
+        return await store._read(lambda db: [n for (n,) in db.execute("SELECT id FROM message ORDER BY turn, place")])
+
+    await running(store, "t", "t2")
+    said = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    ends = [("t", said), ("t2", [*said, said[0], {"role": "assistant", "content": "new"}])]
+    before = await ids()
+    for turn_id, history in ends:
+        await store.finish(
+            Finish(turn_id=turn_id, epoch=1, state="done", first_seq=1, records=[], history=history, ended_at=1.0)
+        )
+        after = await ids()
+        assert set(before) <= set(after)
+        before = after
+    assert len(before) == 4
 
 
 async def test_a_directory_that_cannot_be_used_is_a_storage_error(tmp_path: Path) -> None:

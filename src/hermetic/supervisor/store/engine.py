@@ -178,7 +178,8 @@ def _check_version(path: Path) -> None:
         return
     with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)) as db:
         application, version, known = db.pragma("application_id"), _version(db), len(_migrations())
-        if application != APPLICATION_ID:
+        # Without a table it is ours as well: a server may have been killed before its first migration.
+        if application != APPLICATION_ID and db.execute("SELECT 1 FROM sqlite_schema LIMIT 1").get:
             raise StorageError(
                 f"{path} is a database of another program",
                 hint="Give --data another directory; this file has not been touched.",

@@ -207,8 +207,7 @@ class SqliteStore:
                 db.execute("DELETE FROM message WHERE turn = ? AND place > 0", (turn,))
                 _add_messages(db, session, turn, 1, packed)
             else:
-                db.execute("DELETE FROM message WHERE session = ? AND turn <= ?", (session, turn))
-                _add_messages(db, session, turn, 0, packed)
+                _replace_history(db, session, turn, packed)
             if end.change is not None:
                 _update_session(db, session, end.change(_session_of(data)))
 
@@ -370,6 +369,21 @@ def _add_messages(db: apsw.Connection, session: int, turn: int, place: int, pack
         if text:
             number = db.last_insert_rowid()
             db.execute("INSERT INTO passage (rowid, text, session) VALUES (?, ?, ?)", (number, text, session))
+
+
+def _replace_history(db: apsw.Connection, session: int, turn: int, packed: list[tuple[bytes, str]]) -> None:
+    """The messages that begin both the old history and the new stay as they are: many agents hand back all of it after
+    every turn, and indexing a long session anew each time would hold up everybody's writes."""
+    kept = 0
+    gone: list[tuple[int]] = []
+    sql = "SELECT id, data FROM message WHERE session = ? AND turn <= ? ORDER BY session, turn, place"
+    for number, data in db.execute(sql, (session, turn)):
+        if not gone and kept < len(packed) and packed[kept][0] == data:
+            kept += 1
+        else:
+            gone.append((number,))
+    db.executemany("DELETE FROM message WHERE id = ?", gone)
+    _add_messages(db, session, turn, kept, packed[kept:])
 
 
 def _session_row(row: Any) -> SessionRow | None:
