@@ -78,7 +78,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Begin a session",
         tag="sessions",
         request=api.NewSession,
-        answers={201: _ok(api.SessionView, "The session, with its workspace.")},
+        answers={201: _ok(api.CompactSession, "The session, with its workspace.")},
     ),
     Operation(
         method="get",
@@ -87,7 +87,10 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="List sessions, the last used first",
         tag="sessions",
         query=(
-            Param("q", "Only sessions whose title or messages have all these words; the best match first."),
+            Param(
+                "q",
+                "Only sessions whose title or messages have all these words, the best match first; then `limit` alone counts.",
+            ),
             Param("before", "Only sessions last used before this time: `next_before` of the page before.", float),
             Param("limit", "How many at most.", Page),
             Param("archived", "`true`: only archived ones; `all`: those too.", Literal["false", "true", "all"]),
@@ -180,7 +183,7 @@ OPERATIONS: tuple[Operation, ...] = (
         detail="The same idempotency key with the same body gets the same turn.",
         tag="turns",
         request=api.NewTurn,
-        headers=(Param("Idempotency-Key", "As `idempotency_key` in the body; up to 200 characters."),),
+        headers=(Param("Idempotency-Key", "As `idempotency_key` in the body; up to 256 characters."),),
         answers={
             202: _ok(api.TurnView, "Accepted, and saved: it runs, or waits for its place."),
             409: Answer(
@@ -203,17 +206,15 @@ OPERATIONS: tuple[Operation, ...] = (
         operation_id="streamTurn",
         summary="A turn's events: those so far, then each as it happens",
         detail=(
-            "Server-sent events; each has an `id: <turn>:<seq>`, its name and one line of JSON. Of the cursors the first "
-            "of `after`, `last_event_id`, `Last-Event-ID` counts; one that is not this turn's gets a `reset` event with "
-            "a snapshot. The last event is `stream_end`."
+            "Server-sent events; each has an `id: <turn>:<seq>`, its name and one line of JSON. Of the cursors `after`, "
+            "`last_event_id` and `Last-Event-ID` the farthest counts, for an EventSource keeps its URL when it comes back. "
+            "One that is not this turn's gets a `reset` event with a snapshot. The last event is `stream_end`."
         ),
         tag="turns",
         query=(
             Param("after", "The last event seen: its id or its bare number; 0: from the start."),
             Param("last_event_id", "The same, for clients that can set no header."),
-            Param(
-                "ping", "`1`: a `ping` event with the data `{}` in place of the heartbeat comment.", Literal["0", "1"]
-            ),
+            Param("ping", "`1`: with each heartbeat a `ping` event whose data is `{}`.", Literal["0", "1"]),
         ),
         headers=(Param("Last-Event-ID", "What an EventSource sends when it reconnects."),),
         answers={
@@ -272,7 +273,7 @@ OPERATIONS: tuple[Operation, ...] = (
         operation_id="getHealth",
         summary="Whether the server takes turns, and how it seals them",
         tag="server",
-        answers={200: _ok(api.Health), 503: _ok(api.Health, "It is about to stop and takes no new turns.")},
+        answers={200: _ok(api.Health)},
     ),
     Operation(
         method="get",

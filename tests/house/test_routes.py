@@ -1,0 +1,24 @@
+"""The OpenAPI document and the application know the same operations."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+from typing import Any, cast
+
+from hermetic.protocol.operations import OPERATIONS
+from hermetic.supervisor.config import Config
+from hermetic.web.app import make_app
+
+NOT_THE_API = {("get", "/"), ("get", "/static/{name}")}
+
+
+def test_what_is_documented_is_served_and_what_is_served_is_documented() -> None:
+    # Routes are laid before any supervisor is asked.
+    app = make_app(cast(Any, SimpleNamespace(config=Config())), loopback=True)
+    served = {
+        (method.lower(), re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule))
+        for rule in app.url_map.iter_rules()
+        for method in rule.methods - {"HEAD", "OPTIONS"}
+    }
+    assert served - NOT_THE_API == {(operation.method, operation.path) for operation in OPERATIONS}
