@@ -548,12 +548,12 @@ class LiveTurn:
         row = await self._store.session(self.spec.session_id)
         now = time.time()
         result = self._result if isinstance(self._result, events.Result) else None
-        usage = (result and result.usage) or self.fold.usage
+        usage = result.usage if result and result.usage else self.fold.usage
         message = self.fold.assistant_message(
-            turn_id=self.turn_id, timestamp=int(now), partial=verdict != "done", final_text=result and result.text
+            turn_id=self.turn_id, timestamp=int(now), partial=verdict != "done", final_text=result.text if result else None
         )
         messages = [message] if message else []
-        change = session_change(self.spec, now, usage, (result and result.title) or self.fold.title)
+        change = session_change(self.spec, now, usage, result.title if result and result.title else self.fold.title)
         records = [_record(resolved) for resolved in self._unanswered()]
         if self._late:
             records.append(_record(events.Warning(
