@@ -139,6 +139,18 @@ class Server:
             async with aclosing(response.aiter_raw()) as chunks, aclosing(events(chunks)) as iterator:
                 yield iterator
 
+    async def glimpse(self, turn: str, until: bytes) -> bytes:
+        """Reads a turn's stream until `until` has come, then hangs up."""
+        host, port = self.url.removeprefix("http://").split(":")
+        seen = b""
+        async with await trio.open_tcp_stream(host, int(port)) as socket:
+            await socket.send_all(f"GET /v1/turns/{turn}/events HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode())
+            while until not in seen:
+                data = await socket.receive_some(4096)
+                assert data, seen
+                seen += data
+        return seen
+
     async def events(self, turn: str, after: str | int | None = None) -> list[tuple[int, str, dict]]:
         """All events from `after` to the end of the stream."""
         async with self.stream(turn, after) as events:
