@@ -322,7 +322,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.streams.add(self)
         while not self.dropped:
             with turn.changed:
-                turn.changed.wait_for(lambda: len(turn.journal) > after, timeout=0.05)
+                turn.changed.wait_for(lambda seen=after: len(turn.journal) > seen, timeout=0.05)
                 fresh = turn.journal[after:]
             for name, event in fresh:
                 after += 1

@@ -1,5 +1,5 @@
 // node page.mjs BASE_URL SCENARIO [CHROMIUM]: one thing that must be true of the page, seen in a real browser. Exit 0
-// when it is. Scenarios named in ANY_SERVER use only what the demo agent does, so they run against every server.
+// when it is. Those before the line below use only what the demo agent does, so they run against every server.
 import assert from "node:assert/strict";
 import { chromium } from "playwright-core";
 
@@ -211,6 +211,25 @@ const SCENARIOS = {
     await page.locator("#sidebar.open #sessions a").first().waitFor();
     await page.keyboard.press("Escape");
     await page.click('[data-choice="deny"]');
+    await idle(page);
+  },
+
+  // The test kills the server and starts it again on the same port when it reads the first line.
+  async a_killed_server_loses_nothing(page) {
+    await say(page, "count to 300 slowly");
+    await seen(page, "5");
+    console.log("kill and restart the server now");
+    await page.locator("#status", { hasText: "reconnecting" }).waitFor();
+    await page.locator(".verdict.lost").waitFor();
+    await idle(page);
+    const said = words(await replyText(page));
+    assert.deepEqual(said, Array.from({ length: said.length }, (_, i) => String(i + 1)));
+    assert.ok(said.length >= 5);
+    await page.reload();
+    await page.locator(".verdict.lost").waitFor();
+    assert.deepEqual(words(await replyText(page)), said);
+    await say(page, "count to 3");
+    await page.waitForFunction(() => document.querySelectorAll(".turn").length === 2);
     await idle(page);
   },
 

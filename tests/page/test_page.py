@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
+import re
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,9 +56,34 @@ def mock_url() -> Iterator[str]:
     server.server_close()
 
 
+def serve(data: Path, bind: str = "127.0.0.1:0") -> tuple[subprocess.Popen[bytes], str]:
+    """The real server as its users start it, and its URL once it says that it is ready."""
+    command = [sys.executable, "-m", "hermetic", "serve", "--bind", bind, "--data", str(data)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if found := re.search(rb"ready: (http://[^/ ]+)", line):
+            return process, found[1].decode()
+    raise AssertionError(f"the server ended with {process.wait()} before it was ready")
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    process.wait(30)
+    assert process.stdout is not None
+    process.stdout.close()
+
+
+@pytest.fixture
+def server_url(tmp_path: Path) -> Iterator[str]:
+    process, url = serve(tmp_path)
+    yield url
+    end(process)
+
+
 def play(url: str, scenario: str) -> None:
     command = ["node", str(HERE / "page.mjs"), url, scenario, str(CHROMIUM)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=SCENARIO_S)
+    run = subprocess.run(command, check=False, capture_output=True, text=True, timeout=SCENARIO_S)
     assert run.returncode == 0, run.stdout + run.stderr
 
 
@@ -67,7 +93,29 @@ def test_the_page_against_a_scripted_server(mock_url: str, scenario: str) -> Non
     play(mock_url, scenario)
 
 
+@needs_browser
+@pytest.mark.parametrize("scenario", ANY_SERVER)
+def test_the_page_against_the_real_server(server_url: str, scenario: str) -> None:
+    play(server_url, scenario)
+
+
+@needs_browser
+def test_the_page_after_a_kill_of_the_server_in_the_middle(tmp_path: Path) -> None:
+    server, url = serve(tmp_path)
+    command = ["node", str(HERE / "page.mjs"), url, "a_killed_server_loses_nothing", str(CHROMIUM)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as page:
+        assert page.stdout is not None
+        said = page.stdout.readline()
+        server.kill()
+        end(server)
+        server, _ = serve(tmp_path, bind=url.removeprefix("http://"))
+        said += page.communicate(timeout=SCENARIO_S)[0]
+    end(server)
+    assert page.returncode == 0, said.decode()
+
+
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
 def test_the_fold_of_events_without_a_browser() -> None:
-    run = subprocess.run(["node", "--test", str(HERE / "fold.test.mjs")], capture_output=True, text=True, timeout=60)
+    command = ["node", "--test", str(HERE / "fold.test.mjs")]
+    run = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stdout + run.stderr
