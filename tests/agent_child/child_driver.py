@@ -23,13 +23,19 @@ PATIENCE_S = 20.0
 class Child:
     """Started at once. Use it as a context manager: nothing it started outlives the block."""
 
-    def __init__(self, *arguments: str, env: dict[str, str] | None = None, **popen: Any) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        env: dict[str, str] | None = None,
+        python: tuple[str, ...] = (sys.executable, "-I", "-m", "hermetic.agent_child"),
+        **popen: Any,
+    ) -> None:
         ours, theirs = socket.socketpair()
         self.control = ours
         self.began = time.monotonic()
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-I", "-m", "hermetic.agent_child", "--control-fd", str(theirs.fileno()), *arguments],
+                [*python, "--control-fd", str(theirs.fileno()), *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

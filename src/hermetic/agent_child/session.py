@@ -49,10 +49,16 @@ def run(events_fd: int, commands_fd: int) -> NoReturn:
 
 
 def read_commands(fd: int) -> Iterator[AnyCommand]:
-    """Until the end of the stream. Raises ProtocolError."""
+    """Until the end of the stream. Raises ProtocolError, after the commands that came before the fault."""
     decoder = command_decoder(COMMAND_BYTES_MAX)
     while data := os.read(fd, _READ_BYTES):
-        for _, command in decoder.feed(data):
+        try:
+            frames = decoder.feed(data)
+        except ProtocolError as error:
+            for _, command in error.extra["before"]:
+                yield command
+            raise
+        for _, command in frames:
             yield command
     decoder.close()
 

@@ -363,13 +363,13 @@ ACTIONS: list[tuple[str, Callable[..., None]]] = [
     (
         (
             rf"{_PLEASE}(?:list|show|ls)(?:\s+me)?(?:\s+all)?(?:\s+the|\s+my)?(?:\s+files)?"
-            rf"(?:\s+(?:in|of|under)\s+(?:the\s+)?(?:workspace|(?P<where>.+?)))?{_END}"
+            rf"(?:\s+(?:in|of|under)\s+(?:the\s+)?(?:workspace|(?P<where>\.\.|.+?)))?{_END}"
         ),
         _list_files,
     ),
     (rf"{_PLEASE}(?:ls|dir|list)\s+(?P<where>.+)", _list_files),
     (
-        rf"{_PLEASE}(?:what|which) files (?:are|do you see)(?:\s+(?:there|here))?(?:\s+in\s+(?P<where>.+?))?{_END}",
+        rf"{_PLEASE}(?:what|which) files (?:are|do you see)(?:\s+(?:there|here))?(?:\s+in\s+(?P<where>\.\.|.+?))?{_END}",
         _list_files,
     ),
     (
@@ -382,7 +382,7 @@ ACTIONS: list[tuple[str, Callable[..., None]]] = [
     (
         (
             rf"{_PLEASE}(?:find|grep|search(?:\s+for)?|look\s+for)\s+(?P<text>{_Q}.+?{_Q}|.+?)"
-            rf"(?:\s+in\s+(?:(?:the\s+)?(?:workspace|files|all files)|(?P<where>\S+?|{_Q}.+?{_Q})))?{_END}"
+            rf"(?:\s+in\s+(?:(?:the\s+)?(?:workspace|files|all files)|(?P<where>\.\.|\S+?|{_Q}.+?{_Q})))?{_END}"
         ),
         _find,
     ),
