@@ -3,7 +3,7 @@
 There is one path: over HTTP, to a server that already holds the data directory or to one that this process starts on a
 free loopback port. Three things run beside each other: reading the turn's events, asking the person what the agent
 asks, and waiting for Ctrl-C. The first Ctrl-C cancels the turn and keeps reading to its end, so that what was said is
-saved and shown; the second leaves; the third does not even clean up.
+saved and shown; the second leaves at once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import termios
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TextIO, get_args
+from typing import NoReturn, TextIO, get_args
 
 import msgspec
 import trio
@@ -302,9 +302,9 @@ class Chat:
         return await self._farewell()
 
     def interrupt(self, nursery: trio.Nursery) -> bool:
-        """Ctrl-C: ends the turn, or the chat when there is no turn yet. False from the second time on: then there is
-        nothing left to do but to leave."""
-        if self._cancel_asked:
+        """Ctrl-C: ends the turn, or the chat when there is no turn yet. False when that was asked before or the turn
+        has ended: then there is nothing left to do but to leave."""
+        if self._cancel_asked or self._verdict is not None:
             return False
         self._cancel_asked = True
         if self._turn_id is not None:
@@ -379,28 +379,24 @@ async def chat(request: Request, *, url: str | None, config: Config) -> int:
     renderer = Renderer(colour=use_colour(sys.stderr, os.environ))
     screen = Screen(renderer, sys.stdout, sys.stderr)
     keyboard = sys.stdin if sys.stdin.isatty() else None
-    left = False
     talk: Chat | None = None
-
-    def leave() -> None:
-        nonlocal left
-        left = True
-        nursery.cancel_scope.cancel()
+    interrupted = False
 
     def interrupt() -> None:
-        if talk is None or not talk.interrupt(nursery):
-            leave()
+        nonlocal interrupted
+        first, interrupted = not interrupted, True
+        if first and talk is None:
+            nursery.cancel_scope.cancel()
+        elif not first or talk is None or not talk.interrupt(nursery):
+            _leave_at_once(talk)
 
     async def watch(*, task_status: trio.TaskStatus[None]) -> None:
-        presses = 0
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
             task_status.started()
             async for _ in signals:
-                presses += 1
-                if presses > 2:
-                    os._exit(CANCELLED)
                 interrupt()
 
+    code = CANCELLED
     async with trio.open_nursery() as nursery:
         await nursery.start(watch)
         screen.on_hang_up = interrupt
@@ -411,4 +407,16 @@ async def chat(request: Request, *, url: str | None, config: Config) -> int:
             talk = Chat(client, request, screen, keyboard)
             code = await talk.run()
         nursery.cancel_scope.cancel()
-    return CANCELLED if left else code
+    if talk is None:
+        print("Cancelled before the turn began.", file=sys.stderr)
+    return code
+
+
+def _leave_at_once(talk: Chat | None) -> NoReturn:
+    """Without waiting for a child's grace. A server in this process dies as by SIGKILL, for which it is made: what was
+    said is in the journal, the children end with it, and the next start marks the turn as lost."""
+    with suppress(OSError):
+        kept = f" It is session {talk.session_id}." if talk and talk.session_id else ""
+        sys.stderr.write(f"\nLeft before the turn had ended.{kept}\n")
+        sys.stderr.flush()
+    os._exit(CANCELLED)

@@ -17,11 +17,15 @@ from hermetic import __version__
 from hermetic.client import BadAnswer, Client, ServerError, Unreachable
 from hermetic.protocol.errors import HermeticError
 from hermetic.supervisor.config import load_config, show
+from hermetic.terminal import clean_line
 
 EXIT_CODES = """
 Exit codes: 0 done · 1 the turn failed, or the server did · 2 wrong usage, configuration or host ·
 3 no server answers · 130 cancelled.
 """
+
+STDIN = "\0"
+"""Stands for the argument `-`, which the parser would take for an option; nobody can type it."""
 
 app = App(
     name="hermetic",
@@ -87,7 +91,7 @@ def curl_line(url: str, message: str = "list files") -> str:
 
 @app.command
 async def chat(
-    message: str,
+    message: Annotated[str, Parameter(help='What to say to the agent; "-" reads it from stdin.')],
     /,
     *,
     session: Annotated[str | None, Parameter(help="Go on with this session; without it, a new one.")] = None,
@@ -107,11 +111,6 @@ async def chat(
     was said; the second Ctrl-C leaves at once.
 
     Without --server it talks to the server that holds the data directory, or runs one for just this turn.
-
-    Parameters
-    ----------
-    message
-        What to say to the agent; "-" reads it from stdin.
     """
     from hermetic.chat import Request
     from hermetic.chat import chat as run_chat
@@ -119,7 +118,7 @@ async def chat(
     log_to_stderr("critical")  # a turn's errors are events and shown as such
     loaded = load_config(config, data=data)
     request = Request(
-        message=sys.stdin.read() if message == "-" else message,
+        message=sys.stdin.read().strip() if message == STDIN else message,
         session_id=session,
         agent=agent,
         profile=profile,
@@ -176,15 +175,14 @@ async def sessions(
 
 @app.command(name="show")
 async def show_session(
-    session: str, /, *, server: ServerUrl = None, config: ConfigFile = None, data: DataDir = None
+    session: Annotated[str, Parameter(help="Its identifier, as `hermetic sessions` lists it.")],
+    /,
+    *,
+    server: ServerUrl = None,
+    config: ConfigFile = None,
+    data: DataDir = None,
 ) -> int:
-    """Print a session's messages.
-
-    Parameters
-    ----------
-    session
-        The session's identifier, as `hermetic sessions` lists it.
-    """
+    """Print a session's messages."""
     from hermetic.listing import transcript
 
     async with a_client(server, config, data) as client:
@@ -235,11 +233,11 @@ def main() -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a letter is no reason to stop
     try:
-        code = app()
+        code = app([STDIN if argument == "-" else argument for argument in sys.argv[1:]])
     except BaseException as raised:
         if (error := the_error(raised)) is None:
             raise
-        print(f"hermetic: {error}\n{error.hint}", file=sys.stderr)
+        print(f"hermetic: {clean_line(str(error))}\n{clean_line(error.hint)}", file=sys.stderr)
         code = exit_code(error)
     sys.stdout.flush()
     sys.exit(code if isinstance(code, int) else 0)

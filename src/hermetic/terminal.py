@@ -177,6 +177,7 @@ class Renderer:
                 self.status = "thinking"
             case Cancelling():
                 self.status = "cancelling"
+                return self.line(style.dim("cancelling"))
             case Done():
                 return [*self._say(self._unsaid_answer(event.session)), *self._close()]
             case Apperror():
