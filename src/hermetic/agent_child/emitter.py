@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import msgspec
 
+from hermetic.agent_child.interrupts import Shield
 from hermetic.protocol.events import ChildEvent, Failed, InterimAssistant, Reasoning, Result, Token, Warning
 from hermetic.protocol.framing import FRAME_BYTES_MAX, frame
 
@@ -16,41 +17,6 @@ _SPLIT = (Token, Reasoning, InterimAssistant)
 """Readers join the texts of these, so a long one can go as several."""
 _TEXT_MIN = 64
 """Characters below which a text is not worth cutting; what is still too long then has too many parts, not too much."""
-
-
-class Shield:
-    """Keeps a signal handler's action out of what the main thread must not leave half done.
-
-    A handler that raises while a frame is being written would tear it, one that emits would wait for the lock that its
-    own thread holds. So the handler calls `act`, and within `with shield:` the action waits for the end of the block.
-    """
-
-    def __init__(self) -> None:
-        self._action: Callable[[], None] = lambda: None
-        self._depth = 0
-        self._waiting = False
-
-    def guards(self, action: Callable[[], None]) -> None:
-        """Sets the action; it may raise."""
-        self._action = action
-
-    def act(self) -> None:
-        """To be called in the main thread."""
-        if self._depth:
-            self._waiting = True
-        else:
-            self._action()
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self._depth += 1
-
-    def __exit__(self, *_: object) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self._depth -= 1
-            if self._waiting and not self._depth:
-                self._waiting = False
-                self._action()
 
 
 class Emitter:

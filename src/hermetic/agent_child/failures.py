@@ -18,13 +18,6 @@ class CannotRun(Exception):
         self.failed = Failed(message=message, hint=hint, fault=fault, type=type)
 
 
-class TurnCancelled(BaseException):
-    """Raised in a function that does not look at `turn.cancelled`, so that its `finally` blocks run.
-
-    A BaseException, like KeyboardInterrupt: an `except Exception` must not swallow it.
-    """
-
-
 def failed_by(error: BaseException) -> Failed:
     """SEED's rule for `rate_limit`; everything else is `error`."""
     if isinstance(error, CannotRun):

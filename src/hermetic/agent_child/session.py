@@ -20,7 +20,8 @@ import msgspec
 from hermetic.agent_child import adapters
 from hermetic.agent_child.adapters import Adapter
 from hermetic.agent_child.emitter import Emitter
-from hermetic.agent_child.failures import CannotRun, TurnCancelled, failed_by
+from hermetic.agent_child.failures import CannotRun, failed_by
+from hermetic.agent_child.interrupts import TurnCancelled, wake_main_thread
 from hermetic.agent_child.out import Out
 from hermetic.protocol import PROTOCOL_VERSION
 from hermetic.protocol.commands import Answer, AnyCommand, Approve, Cancel, Start, Steer
@@ -151,11 +152,6 @@ class Session:
                         sys.stderr.write("hermetic: a second start was ignored\n")
         except ProtocolError as error:
             sys.stderr.write(f"hermetic: no more commands: {error}\n")
-
-
-def wake_main_thread() -> None:
-    """SIGTERM to the main thread, from any other: it also ends a sleep or a read that the main thread is in."""
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
 def _print_traceback(error: BaseException) -> None:

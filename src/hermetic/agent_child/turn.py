@@ -9,7 +9,8 @@ from itertools import count
 from types import TracebackType
 from typing import Any, Self, cast
 
-from hermetic.agent_child.failures import TurnCancelled, without_paths
+from hermetic.agent_child.failures import without_paths
+from hermetic.agent_child.interrupts import TurnCancelled
 from hermetic.agent_child.out import CHOICES, Out, Question
 from hermetic.protocol.commands import Start
 from hermetic.protocol.events import (

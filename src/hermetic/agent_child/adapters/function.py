@@ -19,9 +19,9 @@ from contextlib import closing
 from importlib import import_module
 from typing import Any, cast
 
-from hermetic.agent_child.failures import CannotRun, TurnCancelled, without_paths
+from hermetic.agent_child.failures import CannotRun, without_paths
+from hermetic.agent_child.interrupts import TurnCancelled, wake_main_thread
 from hermetic.agent_child.out import Out
-from hermetic.agent_child.session import wake_main_thread
 from hermetic.agent_child.turn import AsyncTurn, Turn
 from hermetic.protocol.commands import Start
 from hermetic.protocol.events import Result
