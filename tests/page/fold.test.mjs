@@ -103,6 +103,11 @@ test("stored messages become groups of turns and the same parts", () => {
   assert.deepEqual([parts[1].call.args, parts[1].call.snippet], [{ path: "a.txt" }, "out"]);
 });
 
+test("a turn that is folded into one message shows its calls before its answer", () => {
+  const message = { role: "assistant", content: "A", tool_calls: [{ id: "c", function: { name: "f", arguments: "{}" } }], tool_results: { c: "out" } };
+  assert.deepEqual(partsOf([message]).map((p) => p.kind), ["tool", "text"]);
+});
+
 test("a tool call with bad JSON has no arguments", () => {
   const call = { id: "c", function: { name: "f", arguments: "{" } };
   assert.deepEqual(partsOf([{ role: "assistant", content: "", tool_calls: [call] }])[0].call.args, {});

@@ -266,7 +266,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def new_turn(self, sid: str, body: Event, **_: Any) -> None:
         session = self.server.sessions[sid]
-        key = self.headers["Idempotency-Key"]
+        key = self.headers["Idempotency-Key"] or uuid.uuid4().hex
         with self.server.lock:
             turn = self.server.keys.get(key)
             if turn is None:
@@ -322,7 +322,8 @@ class Handler(BaseHTTPRequestHandler):
         self.server.streams.add(self)
         while not self.dropped:
             with turn.changed:
-                turn.changed.wait_for(lambda seen=after: len(turn.journal) > seen, timeout=0.05)
+                if len(turn.journal) <= after:
+                    turn.changed.wait(0.05)
                 fresh = turn.journal[after:]
             for name, event in fresh:
                 after += 1

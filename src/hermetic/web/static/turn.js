@@ -256,7 +256,9 @@ export function partsOf(messages) {
     }
     if (message.reasoning) parts.push({ kind: "reasoning", text: String(message.reasoning) });
     const text = contentText(message.content);
-    if (text) parts.push({ kind: "text", text });
+    // A message with its own `tool_results` is a whole turn folded into one: its answer follows its calls.
+    const folded = message.tool_results !== undefined;
+    if (text && !folded) parts.push({ kind: "text", text });
     for (const stored of message.tool_calls ?? []) {
       const tid = stored.id ?? stored.call_id ?? "";
       const made = stored.function ?? stored;
@@ -265,6 +267,7 @@ export function partsOf(messages) {
       calls.set(tid, call);
       parts.push({ kind: "tool", call });
     }
+    if (text && folded) parts.push({ kind: "text", text });
   }
   return parts;
 }
