@@ -298,7 +298,7 @@ class Handler(BaseHTTPRequestHandler):
     def respond(self, tid: str, ask: str, body: Event, **_: Any) -> None:
         turn = self.server.turns[tid]
         with turn.changed:
-            turn.answers[ask] = body.get("choice", body.get("text"))
+            turn.answers[ask] = str(body["choice"] if "choice" in body else body["text"])
             turn.changed.notify_all()
         self.answer(200, {"approval_id": ask, "choice": turn.answers[ask]})
 
