@@ -186,7 +186,7 @@ async def test_heartbeats_between_and_inside_events_are_not_events():
     async def script(c):
         await c.raw(HEAD)
         for seq in range(1, len(EVENTS) + 1):
-            await c.chunk(HEARTBEAT + frame(seq).replace(b"\nevent:", b"\n:\nevent:") + HEARTBEAT * 2)
+            await c.chunk(HEARTBEAT + frame(seq).replace(b"\ndata:", b"\n:\ndata:") + HEARTBEAT * 2)
         await c.last_chunk()
 
     async with serving(script) as server:

@@ -68,8 +68,8 @@ def test_any_events_with_heartbeats_between_them_are_read_back(data: st.DataObje
 @given(READER_EVENT)
 def test_an_event_is_whole_lines_of_which_no_text_can_make_more(event: events.Event) -> None:
     frame = sse.sse_frame("t:1", events.event_name(event), events.encode(event))
-    assert frame.startswith(b"id: t:1\nevent: ")
-    assert frame.endswith(b"\n\n")
+    assert frame.startswith(b"event: ")
+    assert frame.endswith(b"\nid: t:1\n\n"), "behind the data: a cut before it leaves every client's cursor alone"
     assert frame.count(b"\n") == 4
     assert b"\r" not in frame
 
@@ -84,7 +84,7 @@ def test_a_text_cannot_forge_a_field(text: str) -> None:
 
 def test_retry_rides_in_the_event_so_that_no_block_is_without_data() -> None:
     frame = sse.sse_frame("t:1", "token", b"{}", 1000)
-    assert frame == b"retry: 1000\nid: t:1\nevent: token\ndata: {}\n\n"
+    assert frame == b"retry: 1000\nevent: token\ndata: {}\nid: t:1\n\n"
 
 
 def test_the_heartbeat_is_one_comment_line_and_dispatches_nothing() -> None:

@@ -3,6 +3,9 @@
 Rules kept here, each found by running real clients (docs/streams.md): LF only, an `id:` on every event, one line of
 JSON per `data:`, every event written whole, a heartbeat of one comment line with no blank line after it, and no block
 that dispatches nothing (so `retry:` rides in the first real event).
+
+The id stands behind the data. A parser should take it up when the event is whole, but @microsoft/fetch-event-source does
+so on the line itself: were the id first, a connection cut inside the data would cost that reader the event.
 """
 
 from __future__ import annotations
@@ -34,4 +37,4 @@ def parse_cursor(text: str, turn_id: str) -> Cursor | None:
 def sse_frame(event_id: str, name: str, data: bytes, retry_ms: int | None = None) -> bytes:
     """One event as it goes out. `data` is one line of JSON."""
     retry = b"" if retry_ms is None else b"retry: %d\n" % retry_ms
-    return b"%sid: %s\nevent: %s\ndata: %s\n\n" % (retry, event_id.encode(), name.encode(), data)
+    return b"%sevent: %s\ndata: %s\nid: %s\n\n" % (retry, name.encode(), data, event_id.encode())
