@@ -349,6 +349,8 @@ class Chat:
             case Done() | Apperror() | Cancel():
                 self._verdict = event.state
         await self._screen.show(self._screen.renderer.render(event))
+        if isinstance(event, Cancel) and not self._cancel_asked:  # someone else did it: say who
+            await self._screen.show(self._screen.renderer.line(clean_line(event.message)))
         for question in questions:
             if asker.is_new(question):
                 if event is not question:  # a reset brings questions that were never rendered

@@ -20,7 +20,6 @@ from hermetic.protocol.events import (
     Apperror,
     Approval,
     ApprovalResolved,
-    Cancel,
     Cancelling,
     Clarify,
     ClarifyResolved,
@@ -183,8 +182,6 @@ class Renderer:
                 return [*self._say(self._unsaid_answer(event.session)), *self._close()]
             case Apperror():
                 return self._failure(event)
-            case Cancel(message=text):
-                return self.line(style.dim(clean_line(text)))
             case Reset():
                 return self._reset(event)
             case DrainingNotice():
