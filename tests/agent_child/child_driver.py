@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Self
 
 from hermetic.protocol import control, events
@@ -120,8 +121,10 @@ class Child:
     # --- speaking -------------------------------------------------------------------------------------------------
 
     def send(self, command: AnyCommand) -> None:
+        """A child that has ended hears nothing, which is no error: it may end at any moment."""
         assert self.process.stdin
-        self.process.stdin.write(frame(command))
+        with suppress(BrokenPipeError):
+            self.process.stdin.write(frame(command))
 
     def start(self, **fields: Any) -> None:
         self.wait_event(Ready)
@@ -131,10 +134,12 @@ class Child:
         self.send(Start(**(base | fields)))
 
     def terminate(self) -> None:
-        self.control.send(control.TERMINATE)
+        with suppress(BrokenPipeError):
+            self.control.send(control.TERMINATE)
 
     def kill(self) -> None:
-        self.control.send(control.KILL)
+        with suppress(BrokenPipeError):
+            self.control.send(control.KILL)
 
     def finish(self) -> Result | Failed:
         """Reads to the end: the turn's one last event, a clean exit of the agent."""
