@@ -21,7 +21,7 @@ run: $(VENV)/run.stamp
 	@exec $(BIN)/hermetic serve --data $(DATA) $(ARGS)
 
 test: $(VENV)/work.stamp clients
-	$(BIN)/python -m pytest -n auto --dist loadgroup -ra $(ARGS)
+	$(BIN)/python -m pytest -n auto -ra $(ARGS)
 
 lint: $(VENV)/work.stamp
 	$(BIN)/ruff check .
@@ -32,7 +32,7 @@ lint: $(VENV)/work.stamp
 docs: $(VENV)/work.stamp
 	$(BIN)/python -m hermetic.protocol.reference docs/protocol.md
 
-bench: $(VENV)/work.stamp
+bench: $(VENV)/bench.stamp
 	$(BIN)/python -m bench $(ARGS)
 
 clean:
@@ -66,6 +66,10 @@ $(VENV)/run.stamp: pyproject.toml | $(BIN)/python
 $(VENV)/work.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,lint]'
 	@echo '$(CURDIR)' | tee $(VENV)/run.stamp > $@
+
+$(VENV)/bench.stamp: $(VENV)/work.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@echo '$(CURDIR)' > $@
 
 $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { \

@@ -7,17 +7,13 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import grimp
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-
-
-# One run of the linter serves most tests of this file.
-pytestmark = pytest.mark.xdist_group("imports")
 
 
 def lint(folder: Path, added: Iterable[tuple[str, str]] = ()) -> tuple[int, str]:
@@ -61,13 +57,15 @@ FORBIDDEN = {
 }
 
 
-@pytest.fixture(scope="module")
-def said_of_forbidden(tmp_path_factory: pytest.TempPathFactory) -> str:
-    code, said = lint(
-        tmp_path_factory.mktemp("forbidden"), [(module, f"import {target}") for module, target in FORBIDDEN.values()]
-    )
+def lint_forbidden(folder: Path) -> None:
+    code, said = lint(folder, [(module, f"import {target}") for module, target in FORBIDDEN.values()])
     assert code == 1
-    return said
+    (folder / "said").write_text(said, encoding="utf-8")
+
+
+@pytest.fixture
+def said_of_forbidden(once_per_run: Callable[[str, Callable[[Path], None]], Path]) -> str:
+    return (once_per_run("forbidden", lint_forbidden) / "said").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("module", "target"), FORBIDDEN.values(), ids=FORBIDDEN.keys())

@@ -10,6 +10,7 @@ import sys
 import sysconfig
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,11 +21,9 @@ LINKS = ("agent_child", "protocol", "supervisor", "web")
 TOP_MODULES = {"__init__", "__main__", "chat", "cli", "client", "doctor", "listing", "terminal", "testing"}
 """Besides the four folders; the import contracts give each its place."""
 
-# One build serves all tests of this file; in workers of their own each would build again.
-pytestmark = [
-    pytest.mark.xdist_group("packaging"),
-    pytest.mark.skipif(not (REPOSITORY / ".git").exists(), reason="needs the repository: builds what is committed"),
-]
+pytestmark = pytest.mark.skipif(
+    not (REPOSITORY / ".git").exists(), reason="needs the repository: builds what is committed"
+)
 
 
 def run(*command: str | Path, cwd: Path) -> str:
@@ -52,18 +51,22 @@ class Build(NamedTuple):
     """The sdist's own tree; the wheel was built from it."""
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    folder = tmp_path_factory.mktemp("build")
-    clone = folder / "clone"
-    run("git", "clone", "--quiet", REPOSITORY, clone, cwd=folder)
-    tracked = set(run("git", "ls-files", "-z", cwd=clone).rstrip("\0").split("\0"))
+def build(folder: Path) -> None:
+    run("git", "clone", "--quiet", REPOSITORY, folder / "clone", cwd=folder)
     # Without --sdist or --wheel: the sdist first, then the wheel from the sdist.
-    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", clone, cwd=folder)
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", folder / "clone", cwd=folder)
     (sdist,) = (folder / "dist").glob("*.tar.gz")
-    (wheel,) = (folder / "dist").glob("*.whl")
     with tarfile.open(sdist) as archive:
         archive.extractall(folder / "unpacked", filter="data")
+
+
+@pytest.fixture(scope="module")
+def built(once_per_run: Callable[[str, Callable[[Path], None]], Path]) -> Build:
+    folder = once_per_run("build", build)
+    clone = folder / "clone"
+    tracked = set(run("git", "ls-files", "-z", cwd=clone).rstrip("\0").split("\0"))
+    (sdist,) = (folder / "dist").glob("*.tar.gz")
+    (wheel,) = (folder / "dist").glob("*.whl")
     (unpacked,) = (folder / "unpacked").iterdir()
     return Build(clone, tracked, sdist, wheel, unpacked)
 
