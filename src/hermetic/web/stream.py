@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable
 
 import trio
-from quart import Response
+from quart import Response, request
 
 from hermetic.protocol.events import Reset, encode
 from hermetic.protocol.sse import HEARTBEAT, Cursor, parse_cursor, sse_frame
@@ -18,9 +18,12 @@ HEADERS = {
     "Cache-Control": "no-store, no-transform",
     "X-Accel-Buffering": "no",
 }
-PING = b"event: ping\ndata: {}\n\n"
-"""For clients that ask for it with ?ping=1: a watchdog in JavaScript cannot see comments. It has no id, so that it
-moves no cursor."""
+
+
+def _ping(reader: Reader) -> bytes:
+    """For clients that ask for it with ?ping=1: a watchdog in JavaScript cannot see comments. Its id is where the reader
+    stands anyway: not every client carries an id over to an event that has none."""
+    return sse_frame(f"{reader.turn_id}:{reader.seq}", "ping", b"{}")
 
 
 def cursor_of(turn_id: str, said: Iterable[str | None]) -> Cursor | None:
@@ -38,13 +41,26 @@ def cursor_of(turn_id: str, said: Iterable[str | None]) -> Cursor | None:
 
 
 async def turn_stream(supervisor: Supervisor, turn_id: str, said: Iterable[str | None], *, ping: bool) -> Response:
-    """200 with the stream, or 204 when the turn has ended and the cursor has seen all of it."""
+    """200 with the stream, or 204 when the turn has ended and the cursor has seen all of it.
+
+    HEAD gets the same without a stream: who only asks is no reader, whose leaving might cancel the turn.
+    """
     found = await supervisor.reader(turn_id, cursor_of(turn_id, said))
     if found is None:
-        return Response(b"", 204, {"Cache-Control": "no-store"})
+        return _without_body(Response(b"", 204, {"Cache-Control": "no-store"}))
+    if request.method == "HEAD":
+        return _without_body(Response(b"", 200, HEADERS))
     reader, reset = found
     response = Response(_frames(supervisor, reader, reset, supervisor.config.stream, ping=ping), 200, HEADERS)
     response.timeout = None  # Quart's 60 s would cut every long turn
+    return response
+
+
+def _without_body(response: Response) -> Response:
+    """A 204, and a HEAD of a stream, have no length that could be named (RFC 9110, 8.6); Quart names one."""
+    del response.headers["Content-Length"]
+    if response.status_code == 204:
+        del response.headers["Content-Type"]
     return response
 
 
@@ -63,7 +79,7 @@ async def _frames(
                 with trio.move_on_after(stream.heartbeat_s):
                     data = await reader.read()
                 if data is None:
-                    yield HEARTBEAT + PING if ping else HEARTBEAT
+                    yield HEARTBEAT + _ping(reader) if ping else HEARTBEAT
                 elif data:
                     yield first + data
                     first = b""
