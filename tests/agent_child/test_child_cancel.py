@@ -253,9 +253,11 @@ def test_a_function_that_swallows_the_cancel_goes_on_until_it_is_killed(run: Run
     child = run("""
         import time
         def agent(turn):
-            turn.token("on")
+            says = ["on"]
             while True:
                 try:
+                    while says:
+                        turn.token(says.pop())
                     time.sleep(600)
                 except BaseException:
                     turn.token(" swallowed")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable
+
+from hermetic.agent_child.init import AGAIN_S
 
 
 class TurnCancelled(BaseException):
@@ -50,5 +53,12 @@ class Shield:
 
 
 def wake_main_thread() -> None:
-    """SIGTERM to the main thread, from any other: it also ends a sleep or a read that the main thread is in."""
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+    """SIGTERM to the main thread, from any other: it also ends a sleep or a read that the main thread is in.
+
+    Twice, `AGAIN_S` apart: Python only notes a signal that comes between its last look and the beginning of a system
+    call, and acts on it when the call returns, which may be never. The second signal then interrupts the call.
+    """
+    main = threading.main_thread().ident or 0
+    signal.pthread_kill(main, signal.SIGTERM)
+    time.sleep(AGAIN_S)
+    signal.pthread_kill(main, signal.SIGTERM)
