@@ -1,0 +1,56 @@
+"""Looks at a process from outside: CPU time, memory, wake-ups. All by /proc or the process's own CPU clock."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import time
+from pathlib import Path
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds of all threads of a process, ended ones too, in nanosecond steps (clock_getcpuclockid(3)).
+
+    /proc/PID/stat has the same in steps of 10 ms. Children are not in it.
+    """
+    clock = ctypes.c_int()
+    if error := _libc.clock_getcpuclockid(pid, ctypes.byref(clock)):
+        raise OSError(error, os.strerror(error))
+    return time.clock_gettime(clock.value)
+
+
+def _field(pid: int, file: str, name: str) -> int:
+    for line in Path(f"/proc/{pid}/{file}").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1])
+    raise ValueError(f"/proc/{pid}/{file} has no {name}")
+
+
+def rss_kib(pid: int) -> int:
+    return _field(pid, "status", "VmRSS")
+
+
+def pss_kib(pid: int) -> int:
+    """Its own pages, and its share of those that it has together with others."""
+    return _field(pid, "smaps_rollup", "Pss")
+
+
+def wakeups(pid: int) -> int:
+    """How often any of its threads has slept and was woken."""
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for line in (task / "status").read_text().splitlines():
+            if line.startswith("voluntary_ctxt_switches:"):
+                total += int(line.split()[1])
+    return total
+
+
+def raise_open_files(wanted: int) -> int:
+    """For us and all that we start. → the limit now in force, which may be less than wanted."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    now = max(soft, wanted if hard == resource.RLIM_INFINITY else min(wanted, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (now, hard))
+    return now
