@@ -4,7 +4,6 @@ import pytest
 from harness import Server
 
 
-
 @pytest.fixture
 async def serve(tmp_path):
     """`await serve(toml, agents={"module": code})` → a running server; stopped at the end of the test."""

@@ -22,8 +22,8 @@ READY_S = 60
 class Server:
     """One data directory and, between `start` and `stop` or `kill`, one server process on it."""
 
-    def __init__(self, folder: Path, toml: str = "", *, args: tuple[str, ...] = (), env: dict[str, str] | None = None):
-        self.data = folder / "data"
+    def __init__(self, folder: Path, toml: str = "", *, data: Path | None = None, env: dict[str, str] | None = None):
+        self.data = data or folder / "data"
         self.config = folder / "hermetic.toml"
         self.config.write_text(textwrap.dedent(toml))
         self.agents = folder / "agents"
@@ -31,7 +31,6 @@ class Server:
         self.log = folder / "server.log"
         self.process: subprocess.Popen | None = None
         self.url = ""
-        self._args = args
         self._env = env
 
     def write_agent(self, name: str, code: str) -> None:
@@ -44,7 +43,7 @@ class Server:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "hermetic", "serve", "--bind", "127.0.0.1:0"),
-                    *("--config", str(self.config), "--data", str(self.data), *self._args),
+                    *("--config", str(self.config), "--data", str(self.data)),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -263,7 +263,9 @@ async def test_cancel_reaches_a_turn_at_every_moment_of_its_start(serve):
 
 
 async def test_the_last_reader_that_leaves_cancels_when_asked_to(serve):
-    server = await serve(toml(), agents={"mine": "import time\ndef agent(turn):\n    turn.token('x')\n    time.sleep(60)\n"})
+    server = await serve(
+        toml(), agents={"mine": "import time\ndef agent(turn):\n    turn.token('x')\n    time.sleep(60)\n"}
+    )
     stays = await server.turn("stay", agent="mine")
     goes = await server.turn("go", agent="mine", on_disconnect="cancel")
     for turn in (stays, goes):
@@ -556,4 +558,3 @@ def test_the_harness_finds_processes(tmp_path):
     with subprocess.Popen([sys.executable, "-c", "input()", marker], stdin=subprocess.PIPE) as process:
         assert process.pid in processes_with(marker)
         process.stdin.close()
-
