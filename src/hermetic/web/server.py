@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -29,19 +30,30 @@ log = structlog.get_logger()
 
 CLOSE_S = 2.0
 """From the last turn's end to the exit: readers get its last events, a stalled one does not get more."""
+KEEP_ALIVE_S = 30.0
+"""How long a connection may stay without a request: a person's pause between two clicks. Open streams are no pause."""
 
 
-def _hypercorn_config(config: Config) -> hypercorn.Config:
-    host, port = parse_bind(config.server.bind)
+def _listen(host: str, port: int) -> tuple[str, hypercorn.Config]:
+    """→ the URL, and hypercorn's configuration with the listening socket in it. Ours, so that its errors are as well."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise HostError(
+            f"cannot listen on {host}:{port}: {error.strerror}",
+            hint="Another program may hold the port; choose one with --bind, port 0 for any.",
+        ) from error
+    port = listener.getsockname()[1]
     made = hypercorn.Config()
-    made.bind = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
+    made.bind = [f"fd://{listener.detach()}"]
     made.accesslog = None
     made.errorlog = None
     made.include_server_header = False
     made.keep_alive_timeout = 30
     made.graceful_timeout = CLOSE_S / 2
     made.h11_max_incomplete_size = 64 << 10
-    return made
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}", made
 
 
 def _shielded_end(app: Any) -> Any:
@@ -72,7 +84,7 @@ async def serve_task(
 
     Raises `ConfigError`, `HostError`, `StorageError` before it has started.
     """
-    host, _port = parse_bind(config.server.bind)
+    host, port = parse_bind(config.server.bind)
     loopback = is_loopback(host)
     if not loopback and not insecure:
         raise ConfigError(
@@ -81,20 +93,12 @@ async def serve_task(
         )
     async with open_supervisor(config) as supervisor:
         stop = trio.Event()
+        url, made = _listen(host, port)
         async with trio.open_nursery() as nursery:
             app = _shielded_end(make_app(supervisor, loopback=loopback))
-            try:
-                binds: list[str] = await nursery.start(
-                    lambda task_status: hypercorn.trio.serve(
-                        app, _hypercorn_config(config), shutdown_trigger=stop.wait, task_status=task_status
-                    )
-                )
-            except OSError as error:
-                raise HostError(
-                    f"cannot listen on {config.server.bind}: {error.strerror}",
-                    hint="Another program may hold the port; choose one with --bind, port 0 for any.",
-                ) from error
-            url = binds[0].rstrip("/")
+            await nursery.start(
+                lambda task_status: hypercorn.trio.serve(app, made, shutdown_trigger=stop.wait, task_status=task_status)
+            )
             note = Path(config.server.data).expanduser() / "server.json"
             await trio.Path(note).write_bytes(msgspec.json.encode({"url": url, "pid": os.getpid()}))
             task_status.started(url)
