@@ -219,7 +219,19 @@ async def test_of_several_cursors_the_farthest_counts(server, ended_turn):
     assert await stream_of(server, ended_turn, "?after=", "Last-Event-ID: ") == whole
 
 
-BAD = ["other:1", "{turn}:100000", "100000", "{turn}:-1", "{turn}:", "nonsense", "{turn}:1e2", "%D9%A3", "5%0A6", "9" * 40, "a:b:c"]
+BAD = [
+    "other:1",
+    "{turn}:100000",
+    "100000",
+    "{turn}:-1",
+    "{turn}:",
+    "nonsense",
+    "{turn}:1e2",
+    "%D9%A3",
+    "5%0A6",
+    "9" * 40,
+    "a:b:c",
+]
 
 
 @pytest.mark.parametrize("bad", BAD)

@@ -16,12 +16,12 @@ class Wire:
     def __init__(self, stream: trio.SocketStream, host: str):
         self.stream = stream
         self.host = host
-        self.received = b""
+        self.received = bytearray()
         """All of it, for assertions on bytes."""
         self.head = b""
         self.status = 0
         self.headers: list[tuple[str, str]] = []
-        self._rest = b""
+        self._rest = bytearray()
 
     async def ask(self, path: str, method: str = "GET", *headers: str, body: bytes = b"") -> None:
         """Sends a request and reads the answer's head."""
@@ -60,7 +60,7 @@ class Wire:
 
     async def at_end(self) -> bool:
         """The server has closed, and said nothing more. Waits for it."""
-        return self._rest == b"" and not await self._more()
+        return not self._rest and not await self._more()
 
     async def _more(self) -> bytes:
         with trio.fail_after(BOUND_S):
@@ -73,15 +73,18 @@ class Wire:
             data = await self._more()
             assert data, f"closed before {mark!r}: {self.received[-300:]!r}"
             self._rest += data
-        found, _, self._rest = self._rest.partition(mark)
-        return found + mark
+        return self._take(self._rest.index(mark) + len(mark))
 
     async def _exactly(self, size: int) -> bytes:
         while len(self._rest) < size:
             data = await self._more()
             assert data, f"closed in the middle: {self.received[-300:]!r}"
             self._rest += data
-        found, self._rest = self._rest[:size], self._rest[size:]
+        return self._take(size)
+
+    def _take(self, size: int) -> bytes:
+        found = bytes(self._rest[:size])
+        del self._rest[:size]
         return found
 
 
