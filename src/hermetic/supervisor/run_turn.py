@@ -49,6 +49,10 @@ EOF_S = 2.0
 END_RETRY_S = 1.0
 """Between two tries to write a turn's end to a store that refuses."""
 
+BRIEF_CHARACTERS = 64 << 10
+"""Of an answer whose whole does not fit on the disk any more: a hundredth of the ballast."""
+BRIEF_NOTE = "\n\n[The disk was full. The rest of this answer is in the turn's events.]"
+
 
 class Cause(msgspec.Struct, frozen=True):
     """Why a turn ended other than by its result: what the terminal event will say."""
@@ -528,12 +532,14 @@ class LiveTurn:
         """Writes the end in one step, then lets readers see it. Does not give up while the server lives."""
         verdict = following.verdict
         assert verdict
+        refused = False
         while True:
             try:
                 with trio.CancelScope(shield=True):
-                    await self._write_end(verdict)
+                    await self._write_end(verdict, brief=refused)
                 break
             except StorageError as error:
+                refused = True
                 self._on_storage_error()
                 log.error("turn_end_not_written", turn_id=self.turn_id, error=error.message)
                 await trio.sleep(END_RETRY_S)
@@ -544,14 +550,20 @@ class LiveTurn:
         self.state = following
         self.ended.set()
 
-    async def _write_end(self, verdict: events.Verdict) -> None:
+    async def _write_end(self, verdict: events.Verdict, *, brief: bool) -> None:
+        """`brief`: the store has refused the whole of it; a long answer is cut, the journal has the rest."""
         row = await self._store.session(self.spec.session_id)
         now = time.time()
         result = self._result if isinstance(self._result, events.Result) else None
         usage = result.usage if result and result.usage else self.fold.usage
         message = self.fold.assistant_message(
-            turn_id=self.turn_id, timestamp=int(now), partial=verdict != "done", final_text=result.text if result else None
+            turn_id=self.turn_id,
+            timestamp=int(now),
+            partial=verdict != "done",
+            final_text=result.text if result else None,
         )
+        if message and brief and len(message["content"]) > BRIEF_CHARACTERS:
+            message["content"] = message["content"][:BRIEF_CHARACTERS] + BRIEF_NOTE
         messages = [message] if message else []
         change = session_change(self.spec, now, usage, result.title if result and result.title else self.fold.title)
         records = [_record(resolved) for resolved in self._unanswered()]
