@@ -50,7 +50,7 @@ def _listen(host: str, port: int) -> tuple[str, hypercorn.Config]:
     made.accesslog = None
     made.errorlog = None
     made.include_server_header = False
-    made.keep_alive_timeout = 30
+    made.keep_alive_timeout = KEEP_ALIVE_S
     made.graceful_timeout = CLOSE_S / 2
     made.h11_max_incomplete_size = 64 << 10
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}", made
