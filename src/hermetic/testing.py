@@ -13,7 +13,17 @@ import msgspec
 import trio
 
 from hermetic.protocol.errors import Conflict, Fenced, NotFound, QueueFull, SessionBusy
-from hermetic.supervisor.store.interface import Claim, Entry, Finish, Record, Session, SessionRow, TurnRow, TurnSpec
+from hermetic.supervisor.store.interface import (
+    Change,
+    Claim,
+    Entry,
+    Finish,
+    Record,
+    Session,
+    SessionRow,
+    TurnRow,
+    TurnSpec,
+)
 from hermetic.supervisor.store.journal_rows import pack
 from hermetic.supervisor.store.search import text_of, words_of
 
@@ -63,14 +73,18 @@ class MemoryStore:
 
     # --- turns -----------------------------------------------------------------------------------------------------
 
-    async def enqueue(self, spec: TurnSpec, message: dict[str, Any], *, queue_max: int) -> tuple[TurnRow, bool]:
-        return await self._enqueue(spec, message, queue_max, if_idle=False)
+    async def enqueue(
+        self, spec: TurnSpec, message: dict[str, Any], *, queue_max: int, change: Change | None = None
+    ) -> tuple[TurnRow, bool]:
+        return await self._enqueue(spec, message, queue_max, change, if_idle=False)
 
-    async def enqueue_if_idle(self, spec: TurnSpec, message: dict[str, Any], *, queue_max: int) -> tuple[TurnRow, bool]:
-        return await self._enqueue(spec, message, queue_max, if_idle=True)
+    async def enqueue_if_idle(
+        self, spec: TurnSpec, message: dict[str, Any], *, queue_max: int, change: Change | None = None
+    ) -> tuple[TurnRow, bool]:
+        return await self._enqueue(spec, message, queue_max, change, if_idle=True)
 
     async def _enqueue(
-        self, spec: TurnSpec, message: dict[str, Any], queue_max: int, *, if_idle: bool
+        self, spec: TurnSpec, message: dict[str, Any], queue_max: int, change: Change | None, *, if_idle: bool
     ) -> tuple[TurnRow, bool]:
         packed = _packed([message])
         await trio.lowlevel.checkpoint()
@@ -91,6 +105,8 @@ class MemoryStore:
         self._turns[spec.turn_id] = row
         self._journal[spec.turn_id] = []
         self._messages[spec.turn_id] = packed
+        if change is not None:
+            self._put(change(session))
         return row, True
 
     async def claim(self, turn_id: str, *, started_at: float) -> Claim | None:

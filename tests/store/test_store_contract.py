@@ -14,6 +14,7 @@ import pytest
 import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from hermetic.protocol.errors import Conflict, Fenced, NotFound, QueueFull, SessionBusy
 from hermetic.supervisor.store.interface import Entry, Finish, Record, Session, Store, TurnRow, TurnSpec
@@ -360,6 +361,22 @@ async def test_of_many_that_finish_a_turn_one_does(store: Store) -> None:
     (winner,) = outcomes
     assert await store.messages("s") == [said("for t"), said(str(winner), "assistant")]
     assert await store.last_seq("t") == 2
+
+
+async def test_a_turn_is_enqueued_with_its_session_changed_in_one_step(store: Store) -> None:
+    await store.create_session(Session(session_id="s"))
+
+    def rename(session: Session) -> Session:
+        return structs.replace(session, title=session.title + "named", updated_at=7.0)
+
+    await store.enqueue(spec("t1", idempotency_key="k"), said("hi"), queue_max=9, change=rename)
+    row = await store.session("s")
+    assert row and (row.session.title, row.session.updated_at) == ("named", 7.0)
+    await store.enqueue(spec("t2", idempotency_key="k"), said("hi"), queue_max=9, change=rename)
+    with pytest.raises(SessionBusy):
+        await store.enqueue_if_idle(spec("t3"), said("hi"), queue_max=9, change=rename)
+    row = await store.session("s")
+    assert row and row.session.title == "named", "what did not enqueue has changed nothing"
 
 
 async def test_a_queued_turn_can_be_finished_without_ever_running(store: Store) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from typing import Any
 
 import msgspec
 import structlog
@@ -32,8 +33,8 @@ from hermetic.supervisor.child import Child, open_child
 from hermetic.supervisor.config import Config
 from hermetic.supervisor.hub import Feed
 from hermetic.supervisor.seal_probe import seal_of
-from hermetic.supervisor.store.interface import Entry, Finish, Record, Session, Store, TurnSpec
-from hermetic.supervisor.summary import Fold, compact, title_from
+from hermetic.supervisor.store.interface import Change, Entry, Finish, Record, Store, TurnSpec
+from hermetic.supervisor.summary import Fold, compact, tag_attachments, with_timestamps
 from hermetic.supervisor.turn import Action, Phase, TurnState, What, step
 
 log = structlog.get_logger()
@@ -565,7 +566,7 @@ class LiveTurn:
         if message and brief and len(message["content"]) > BRIEF_CHARACTERS:
             message["content"] = message["content"][:BRIEF_CHARACTERS] + BRIEF_NOTE
         messages = [message] if message else []
-        change = session_change(self.spec, now, usage, result.title if result and result.title else self.fold.title)
+        change = session_change(now, usage, result.title if result and result.title else self.fold.title)
         records = [_record(resolved) for resolved in self._unanswered()]
         if self._late:
             records.append(_record(events.Warning(
@@ -586,7 +587,7 @@ class LiveTurn:
                 first_seq=first_seq,
                 records=records,
                 messages=messages,
-                history=result.messages if result else None,
+                history=self._history(result, now),
                 change=change,
                 ended_at=now,
                 stderr=self.stderr_text()[-self._config.limits.stderr_bytes_max :] or None,
@@ -594,6 +595,13 @@ class LiveTurn:
         )
         self._asked.clear()
         self._publish(first_seq, records, last=True)
+
+    def _history(self, result: events.Result | None, now: float) -> list[dict[str, Any]] | None:
+        """An agent that keeps the conversation itself gives all of it; ours are the times and the attachments."""
+        if result is None or result.messages is None:
+            return None
+        stamped = with_timestamps(result.messages, int(now))
+        return tag_attachments(stamped, self.spec.message, self.spec.attachments)
 
     def _unanswered(self) -> list[events.SupervisorEvent]:
         return [
@@ -649,24 +657,16 @@ class LiveTurn:
         )
 
 
-def session_change(spec: TurnSpec, now: float, usage: events.Usage, title: str | None) -> Callable[[Session], Session]:
-    """What the end of a turn does to its session: totals, title (never one that the user gave), model, time."""
-
-    def change(session: Session) -> Session:
-        named = session.title if session.title_by_user else (title or session.title or title_from(
-            [{"role": "user", "content": spec.message}]
-        ))  # fmt: skip
-        return msgspec.structs.replace(
-            session,
-            title=named,
-            model=spec.model or session.model,
-            updated_at=now,
-            input_tokens=session.input_tokens + usage.input_tokens,
-            output_tokens=session.output_tokens + usage.output_tokens,
-            estimated_cost=session.estimated_cost + usage.estimated_cost,
-        )
-
-    return change
+def session_change(now: float, usage: events.Usage, title: str | None) -> Change:
+    """What the end of a turn does to its session: totals, time, and the agent's title unless the user gave one."""
+    return lambda session: msgspec.structs.replace(
+        session,
+        title=session.title if session.title_by_user or not title else title,
+        updated_at=now,
+        input_tokens=session.input_tokens + usage.input_tokens,
+        output_tokens=session.output_tokens + usage.output_tokens,
+        estimated_cost=session.estimated_cost + usage.estimated_cost,
+    )
 
 
 async def _receive(stream: trio.abc.ReceiveStream, bytes_max: int) -> bytes:

@@ -35,12 +35,13 @@ from hermetic.supervisor.environment import child_environment
 from hermetic.supervisor.hub import Reader
 from hermetic.supervisor.run_turn import Cause, LiveTurn, Start, session_change
 from hermetic.supervisor.seal_probe import probe
-from hermetic.supervisor.store.interface import Finish, Record, Session, SessionRow, Store, TurnRow, TurnSpec
+from hermetic.supervisor.store.interface import Change, Finish, Record, Session, SessionRow, Store, TurnRow, TurnSpec
 from hermetic.supervisor.store.sqlite import open_sqlite
 from hermetic.supervisor.summary import (
     Fold,
     compact,
     provider_history,
+    title_from,
     tool_cards,
     user_message,
 )
@@ -213,7 +214,9 @@ class Supervisor:
         )
         enqueue = self.store.enqueue if new.on_busy == "queue" else self.store.enqueue_if_idle
         saved = user_message(message, new.attachments, turn_id=spec.turn_id, timestamp=int(now))
-        turn_row, fresh = await enqueue(spec, saved, queue_max=self.config.turns.queue_max)
+        turn_row, fresh = await enqueue(
+            spec, saved, queue_max=self.config.turns.queue_max, change=_admission_change(spec, new.model)
+        )
         if not fresh:
             if turn_row.spec.message != message:
                 raise Conflict(
@@ -348,7 +351,7 @@ class Supervisor:
         home = Path(profile.home).expanduser() if profile.home else self.data / "profiles" / spec.profile
         await trio.to_thread.run_sync(lambda: home.mkdir(parents=True, exist_ok=True))
         earlier = await self.store.messages(spec.session_id)
-        history = [m for m in earlier[: _index_of_turn(earlier, spec.turn_id)]]
+        history = earlier[: _index_of_turn(earlier, spec.turn_id)]
         environment = child_environment(
             agent,
             profile,
@@ -510,11 +513,19 @@ class Supervisor:
                 first_seq=row.last_seq + 1,
                 records=records,
                 messages=[message] if message else [],
-                change=session_change(row.spec, now, fold.usage, fold.title),
+                change=session_change(now, fold.usage, fold.title),
                 ended_at=now,
             )
         )
         log.warning("turn_recovered", turn_id=turn_id, state=verdict, events=row.last_seq)
+
+
+def _admission_change(spec: TurnSpec, model: str | None) -> Change:
+    """What a new turn does to its session: its time, a title if it has none, the model if one was asked for."""
+    named = title_from([{"role": "user", "content": spec.message}])
+    return lambda session: msgspec.structs.replace(
+        session, title=session.title or named, model=model or session.model, updated_at=spec.created_at
+    )
 
 
 def _index_of_turn(messages: list[dict[str, Any]], turn_id: str) -> int:

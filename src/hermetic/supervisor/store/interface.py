@@ -50,6 +50,10 @@ class Session(Struct, frozen=True, kw_only=True):
     estimated_cost: float = 0.0
 
 
+Change = Callable[[Session], Session]
+"""A pure function; it may run in another thread, and more than once."""
+
+
 class SessionRow(NamedTuple):
     session: Session
     rev: int
@@ -109,7 +113,7 @@ class Finish(Struct, frozen=True, kw_only=True):
     history: list[dict[str, Any]] | None = None
     """If given: replaces all the session's messages up to this turn instead (an agent that has compressed its context).
     The messages of turns that were admitted later, and wait, stay."""
-    change: Callable[[Session], Session] | None = None
+    change: Change | None = None
     """Applied to the session inside the step: totals, title, updated_at."""
     ended_at: float
     stderr: str | None = None
@@ -133,14 +137,19 @@ class EventLog(Protocol):
 
 
 class TurnQueue(Protocol):
-    async def enqueue(self, spec: TurnSpec, message: dict[str, Any], *, queue_max: int) -> tuple[TurnRow, bool]:
-        """Saves the turn as `queued` and the user's message in its session, durable (fsync) on return.
+    async def enqueue(
+        self, spec: TurnSpec, message: dict[str, Any], *, queue_max: int, change: Change | None = None
+    ) -> tuple[TurnRow, bool]:
+        """Saves the turn as `queued` and the user's message in its session, durable (fsync) on return; `change` is
+        applied to the session in the same step.
 
         → `(row, True)`; with an idempotency key that this tenant's session has used before, that turn and False, and
         nothing is written. Raises `NotFound` for an unknown session and `QueueFull` when `queue_max` turns wait.
         """
 
-    async def enqueue_if_idle(self, spec: TurnSpec, message: dict[str, Any], *, queue_max: int) -> tuple[TurnRow, bool]:
+    async def enqueue_if_idle(
+        self, spec: TurnSpec, message: dict[str, Any], *, queue_max: int, change: Change | None = None
+    ) -> tuple[TurnRow, bool]:
         """The same, but raises `SessionBusy` (extra: turn_id) when the session has a turn that has not ended."""
 
     async def claim(self, turn_id: str, *, started_at: float) -> Claim | None:

@@ -20,6 +20,7 @@ from hermetic.protocol.errors import Conflict, Fenced, NotFound, QueueFull, Sess
 from hermetic.supervisor.store.engine import Engine
 from hermetic.supervisor.store.group_commit import GroupCommit
 from hermetic.supervisor.store.interface import (
+    Change,
     Claim,
     Entry,
     Finish,
@@ -141,22 +142,27 @@ class SqliteStore:
 
     # --- turns -----------------------------------------------------------------------------------------------------
 
-    async def enqueue(self, spec: TurnSpec, message: dict[str, Any], *, queue_max: int) -> tuple[TurnRow, bool]:
-        return await self._enqueue(spec, message, queue_max, if_idle=False)
+    async def enqueue(
+        self, spec: TurnSpec, message: dict[str, Any], *, queue_max: int, change: Change | None = None
+    ) -> tuple[TurnRow, bool]:
+        return await self._enqueue(spec, message, queue_max, change, if_idle=False)
 
-    async def enqueue_if_idle(self, spec: TurnSpec, message: dict[str, Any], *, queue_max: int) -> tuple[TurnRow, bool]:
-        return await self._enqueue(spec, message, queue_max, if_idle=True)
+    async def enqueue_if_idle(
+        self, spec: TurnSpec, message: dict[str, Any], *, queue_max: int, change: Change | None = None
+    ) -> tuple[TurnRow, bool]:
+        return await self._enqueue(spec, message, queue_max, change, if_idle=True)
 
     async def _enqueue(
-        self, spec: TurnSpec, message: dict[str, Any], queue_max: int, *, if_idle: bool
+        self, spec: TurnSpec, message: dict[str, Any], queue_max: int, session_change: Change | None, *, if_idle: bool
     ) -> tuple[TurnRow, bool]:
         spec_json, packed = msgspec.json.encode(spec), _packed([message])
 
         def change(db: apsw.Connection) -> tuple[TurnRow, bool]:
-            sql = "SELECT number FROM session WHERE id = ? AND tenant = ?"
-            session: int | None = db.execute(sql, (spec.session_id, spec.tenant)).get
-            if session is None:
+            sql = "SELECT number, data FROM session WHERE id = ? AND tenant = ?"
+            found = db.execute(sql, (spec.session_id, spec.tenant)).fetchone()
+            if found is None:
                 raise NotFound(f"there is no session {spec.session_id}")
+            session, data = found
             if spec.idempotency_key is not None:
                 known = _turn(db, "WHERE session = ? AND idempotency_key = ?", session, spec.idempotency_key)
                 if known:
@@ -173,6 +179,8 @@ class SqliteStore:
                 (spec.turn_id, session, spec.idempotency_key, spec_json),
             )
             _add_messages(db, session, db.last_insert_rowid(), 0, packed)
+            if session_change is not None:
+                _update_session(db, session, session_change(_session_of(data)))
             return TurnRow(spec=spec, state="queued", epoch=0), True
 
         return await self._write(change, bytes=len(spec_json))
