@@ -141,7 +141,7 @@ class Host(ExitStack):
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=None if stdout is subprocess.PIPE else subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"},
         )
         self.callback(_end, process)
         return process

@@ -26,7 +26,7 @@ class Sizes(NamedTuple):
 
 SIZES: dict[Size, Sizes] = {
     "tiny": Sizes(1, 0.5, 2, 20),
-    "quick": Sizes(3, 1.0, 20, 50),
+    "quick": Sizes(2, 1.0, 20, 50),
     "full": Sizes(5, 2.5, 50, 50),
 }
 
