@@ -5,6 +5,7 @@ Most of this is not what hypercorn 0.18 with quart-trio 0.12 does by itself; web
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import struct
@@ -14,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 import trio
-from conftest import AGENT
+from planned import AGENT
 from wire import BOUND_S, Wire, wire
 
 from hermetic.client import Client
@@ -182,6 +183,33 @@ async def test_without_stalled_readers_the_exit_does_not_wait_for_them(own_serve
         server.process.terminate()
         assert await server.wait(EXIT_S) == 0
     assert "left_with_stalled_readers" not in server.log.read_text()
+
+
+async def test_the_reader_of_a_queued_turn_is_sent_to_the_next_server(own_server):
+    """Its turn outlives this one. The stream is cut, not ended: after a clean end some clients stay away."""
+    server = own_server
+    session = await server.session(agent="plan")
+    first = await server.plan(["wait"], session=session)
+    await server.wait_state(first, "running")
+    turn = await server.plan(["say", "here"], session=session, on_busy="queue")
+    async with wire(server.url) as w:
+        await w.ask(f"/v1/turns/{turn}/events")
+        await read_until(w, b"event: queued\n")
+        await read_until(w, b":\n")
+        server.process.terminate()
+        with pytest.raises(AssertionError, match="closed"):
+            await w.chunks()
+    notice = re.search(rb"retry: (\d+)\nevent: draining\ndata: (.*)\nid: (.*)\n\n", bytes(w.received))
+    assert notice, w.received
+    assert 20 <= int(notice[1]) == json.loads(notice[2])["retry_ms"] <= 60
+    assert w.received.count(b"event: draining\n") == 1
+    assert await server.wait(EXIT_S) == 0
+    await server.start()
+    cursor = notice[3].decode()
+    assert cursor.startswith(f"{turn}:")
+    events = await server.events(turn, after=cursor)
+    assert [data["text"] for _, name, data in events if name == "token"] == ["here"]
+    assert events[0][0] == int(cursor.split(":")[1]) + 1
 
 
 # --- readers that leave ---------------------------------------------------------------------------------------------

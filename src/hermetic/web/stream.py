@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator, Iterable
 
 import trio
 from quart import Response, request
 
-from hermetic.protocol.events import Reset, encode
+from hermetic.protocol.events import DrainingNotice, Reset, encode
 from hermetic.protocol.sse import HEARTBEAT, Cursor, parse_cursor, sse_frame
 from hermetic.supervisor.config import Stream
 from hermetic.supervisor.hub import Reader
@@ -64,6 +65,37 @@ def _without_body(response: Response) -> Response:
     return response
 
 
+async def _is_queued(supervisor: Supervisor, reader: Reader) -> bool:
+    return reader.feed is not None and (await supervisor.turn(reader.turn_id)).state == "queued"
+
+
+async def _read(reader: Reader, seconds: float, draining: trio.Event | None) -> bytes | None:
+    """The reader's next events. None: there were none for `seconds`, or the server has begun to drain."""
+    data = None
+    with trio.move_on_after(seconds):
+        if draining is None:
+            data = await reader.read()
+        else:
+            async with trio.open_nursery() as nursery:
+
+                async def watch() -> None:
+                    await draining.wait()
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(watch)
+                data = await reader.read()
+                nursery.cancel_scope.cancel()
+    return data  # also what was read in the very moment of the deadline: the reader has moved on
+
+
+def _draining(reader: Reader, retry_ms: int) -> bytes:
+    """Come back later, with the same cursor. Jittered: not all readers at once on a server that has just started. The
+    body does not end after it, it is cut: after a clean end some clients stay away."""
+    retry_ms = int(retry_ms * random.uniform(1, 3))
+    event_id = f"{reader.turn_id}:{reader.seq}"
+    return sse_frame(event_id, "draining", encode(DrainingNotice(retry_ms=retry_ms)), retry_ms)
+
+
 async def _frames(
     supervisor: Supervisor, reader: Reader, reset: Reset | None, stream: Stream, *, ping: bool
 ) -> AsyncIterator[bytes]:
@@ -74,13 +106,18 @@ async def _frames(
                 event_id = f"{reader.turn_id}:{reader.seq}"
                 yield first + sse_frame(event_id, "reset", encode(reset))
                 first = b""
+            queued = await _is_queued(supervisor, reader)
             while True:
-                data: bytes | None = None
-                with trio.move_on_after(stream.heartbeat_s):
-                    data = await reader.read()
-                if data is None:
+                # only a queued turn outlives the server's drain; the others end, and their readers are told so
+                data = await _read(reader, stream.heartbeat_s, supervisor.draining if queued else None)
+                if queued and supervisor.draining.is_set() and not data:
+                    yield _draining(reader, stream.retry_ms)
+                    first = b""
+                    queued = False  # said once; the stream stays open until the server cuts it
+                elif data is None:
                     yield HEARTBEAT + _ping(reader) if ping else HEARTBEAT
                 elif data:
+                    queued = queued and await _is_queued(supervisor, reader)
                     yield first + data
                     first = b""
                 else:
