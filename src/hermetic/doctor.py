@@ -30,6 +30,13 @@ HOW_TO_GET = {
     "cgroup_limits": "Not in this version.",
 }
 
+LEVELS = (
+    "children die whole; nothing keeps them from files or network. Run agents that you trust.",
+    "walls of the kernel, no namespaces of their own",
+    "namespaces and walls, without all limits",
+    "strict",
+)
+
 
 class Data(Struct, frozen=True, kw_only=True):
     path: str
@@ -103,7 +110,7 @@ def as_text(report: Report) -> str:
         (True, "kernel", report.kernel),
         (config.ok, "configuration", config.problem or config.path or "defaults"),
         (data.writable, "data directory", f"{data.path}: {data.problem or f'{data.free_bytes / 2**30:.1f} GiB free'}"),
-        (True, "seal level", str(report.level)),
+        (None, "seal level", f"{report.level} of 3: {LEVELS[report.level]}"),
     ]
     lines = [_row(ok, name, text) for ok, name, text in facts]
     if config.hint:

@@ -40,7 +40,7 @@ class Server:
         note = self.data / "server.json"
         note.unlink(missing_ok=True)
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
+            self.process = subprocess.Popen(  # noqa: ASYNC220 - a millisecond, and a Popen can outlive its trio run
                 [
                     *(sys.executable, "-m", "hermetic", "serve", "--bind", "127.0.0.1:0"),
                     *("--config", str(self.config), "--data", str(self.data)),

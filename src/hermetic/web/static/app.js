@@ -214,6 +214,11 @@ function changed() {
   $("message-label").textContent = label;
   showSeal(conversation.live?.turn.started ?? null);
   showTabTitle();
+  // The host's counts change when ours begins or ends, not only at the next poll.
+  if (running !== countedRunning) {
+    countedRunning = running;
+    refreshHealth();
+  }
 }
 
 function ended() {
@@ -233,6 +238,7 @@ function tell() {
 // --- the seal and the host ---
 
 let health = null;
+let countedRunning = false;
 let sealShown = "";
 
 // The badge: the running (or last watched) turn's seal, else what this host can do.
