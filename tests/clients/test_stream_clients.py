@@ -146,3 +146,11 @@ async def test_a_cut_between_the_last_event_and_the_end_of_the_body_is_the_end_t
         assert len(proxy.requests) <= 2
         if len(proxy.requests) == 2:
             assert proxy.answers[1].startswith(b"HTTP/1.1 204")
+
+
+async def test_a_cut_between_the_two_line_ends_of_an_event_costs_one_client_the_event(server, client, ended_turn):
+    """A known limit of docs/streams.md: fetch-event-source moves its cursor before it gives the event out."""
+    truth = await journal(server, ended_turn)
+    async with cutting_proxy(server.url, [f"id: {truth[4].id}\n".encode()]) as proxy:
+        got = await read(client, f"{proxy.url}/v1/turns/{ended_turn}/events")
+        check_same(got, truth[:4] + truth[5:] if client == "fetch-event-source" else truth)
