@@ -20,6 +20,11 @@ NAME_BYTES_MAX = 255
 """NAME_MAX of Linux's file systems."""
 ATTACHMENTS_MAX = 20
 """As in the Hermes Web UI; more belong in a folder that the message names."""
+SYSTEM_FOLDERS = (
+    *("/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/proc", "/run", "/sbin", "/sys", "/usr"),
+    *("/var/lib", "/var/log", "/var/run", "/var/spool", "/root/.ssh"),
+)
+"""What nobody means when they name a workspace, as long as the roots are as wide as `/`. Not a wall: the seal is."""
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _ECHO_CHARACTERS = 200
 """Of what was asked, in an error: enough to recognise it."""
@@ -29,8 +34,9 @@ def resolve_workspace(asked: str | None, *, session_id: str, roots: Iterable[str
     """The folder in which the session's agent works: real, absolute, there.
 
     None: `<data_dir>/workspaces/<session_id>`, which is made (mode 0700) when it is not there. Else the folder that was
-    asked for, when it is the session's own or is inside one of `roots`; never one that holds the server's data or lies
-    in it, unless a root that lies there says so. Blocks on the file system.
+    asked for, when it is the session's own or is inside one of `roots`; never one that holds the server's data, and
+    never the system's folders or one in the server's data, unless a root that lies there says so. Blocks on the file
+    system.
     Raises `UnknownWorkspace` and `WorkspaceNotAllowed`; of the host's paths they name only the one that was asked for.
     """
     data = Path(os.path.realpath(data_dir))
@@ -59,6 +65,9 @@ def _allowed(path: Path, roots: list[Path], data: Path) -> bool:
         return False
     if path.is_relative_to(data):
         containing = [root for root in containing if root.is_relative_to(data) and root != data]
+    for folder in SYSTEM_FOLDERS:
+        if path.is_relative_to(folder):
+            containing = [root for root in containing if root.is_relative_to(folder)]
     return bool(containing)
 
 
