@@ -26,10 +26,12 @@ _WAITED_FOR = {signal.SIGTERM, signal.SIGCHLD, signal.SIGUSR1}
 
 
 class Init:
-    """`status_fd`: the pipe to the keeper. `namespaced`: we are process 1 of a PID namespace."""
+    """`status_fd`: the pipe to the keeper. `namespaced`: we are process 1 of a PID namespace. `interpreter`: the Python
+    that the agent runs in; None: this one."""
 
-    def __init__(self, status_fd: int, namespaced: bool) -> None:
+    def __init__(self, status_fd: int, namespaced: bool, interpreter: str | None = None) -> None:
         self._status_fd = status_fd
+        self._interpreter = interpreter
         self._namespaced = namespaced
         self._agent_pid = 0
 
@@ -41,7 +43,7 @@ class Init:
         self._die_with_the_keeper()
         self._agent_pid = os.fork()
         if self._agent_pid == 0:
-            _become_agent(events_fd, commands_fd)
+            _become_agent(events_fd, commands_fd, self._interpreter)
         os.close(events_fd)
         os.close(commands_fd)
         self._tell(f"agent {' '.join(missing)}")
@@ -105,15 +107,29 @@ class Init:
         os.write(self._status_fd, line.encode() + b"\n")
 
 
-def _become_agent(events_fd: int, commands_fd: int) -> NoReturn:
+def _become_agent(events_fd: int, commands_fd: int, interpreter: str | None) -> NoReturn:
     try:
         os.setsid()
-        kernel.set_name(b"hermetic-agent")
         low, high = sorted((events_fd, commands_fd))
         os.closerange(3, low)
         os.closerange(low + 1, high)
         os.closerange(high + 1, 1 << 30)
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        if interpreter is not None:
+            from hermetic.agent_child.interpreter import exec_interpreter
+
+            exec_interpreter(interpreter, events_fd, commands_fd)
+        run_agent(events_fd, commands_fd)
+    except BaseException:  # noqa: BLE001  whatever it is, this process ends here
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(BROKEN)
+
+
+def run_agent(events_fd: int, commands_fd: int) -> NoReturn:
+    """The agent's process from where its streams are its own; its signals are still blocked. Never returns."""
+    try:
+        kernel.set_name(b"hermetic-agent")
         for number in (signal.SIGTERM, signal.SIGINT):  # before Start there is nothing to end but ourselves
             signal.signal(number, lambda *_: os._exit(0))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _WAITED_FOR)

@@ -18,6 +18,7 @@ import select
 import signal
 import sys
 from contextlib import suppress
+from itertools import pairwise
 from typing import NoReturn
 
 from hermetic.agent_child import init, kernel
@@ -26,16 +27,17 @@ from hermetic.agent_child.killing import kill_descendants
 
 def main(arguments: list[str], events_fd: int, commands_fd: int) -> NoReturn:
     """Never returns: each of the three processes ends inside."""
-    control_fd = int(arguments[arguments.index("--control-fd") + 1])
-    keeper = Keeper(control_fd)
+    options = dict(pairwise(arguments))
+    keeper = Keeper(int(options["--control-fd"]), options.get("--interpreter"))
     keeper.fork_init("--no-namespaces" not in arguments, events_fd, commands_fd)
     keeper.watch()
     os._exit(0)
 
 
 class Keeper:
-    def __init__(self, control_fd: int) -> None:
+    def __init__(self, control_fd: int, interpreter: str | None) -> None:
         os.set_inheritable(control_fd, False)
+        self._interpreter = interpreter
         self._control_fd = control_fd
         self._mechanisms: list[str] = []
         self._init_pid = 0
@@ -65,7 +67,7 @@ class Keeper:
             try:
                 os.close(self._status_fd)
                 os.close(self._control_fd)
-                init.Init(status_write_fd, namespaced).run(events_fd, commands_fd)
+                init.Init(status_write_fd, namespaced, self._interpreter).run(events_fd, commands_fd)
             except BaseException:  # noqa: BLE001  whatever it is, this process ends here
                 sys.excepthook(*sys.exc_info())
             finally:

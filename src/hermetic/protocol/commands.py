@@ -36,6 +36,8 @@ class Start(Command, frozen=True):
     """`module:callable`, for the adapters that run the user's own code."""
     python_path: list[str] = field(default_factory=list)
     model: str | None = None
+    personality: str | None = None
+    """One of those that the profile defines, for the adapters that know some."""
     options: dict[str, Any] = field(default_factory=dict)
     """The agent's own settings, as they stand in the configuration."""
     frame_bytes_max: int = 1 << 20

@@ -71,8 +71,10 @@ class Child:
 
 
 @asynccontextmanager
-async def open_child(environment: Mapping[str, str]) -> AsyncIterator[Child]:
+async def open_child(environment: Mapping[str, str], interpreter: str | None = None) -> AsyncIterator[Child]:
     """Starts a keeper with exactly this environment. On exit it and its tree are dead, its streams closed.
+
+    `interpreter`: the Python that the agent runs in, if it has an environment of its own.
 
     Raises `HostError` when the process cannot be started (EAGAIN, ENOMEM, EMFILE).
     """
@@ -80,6 +82,7 @@ async def open_child(environment: Mapping[str, str]) -> AsyncIterator[Child]:
     with ours:
         with theirs:
             argv = [sys.executable, "-I", "-m", "hermetic.agent_child", "--control-fd", str(theirs.fileno())]
+            argv += [] if interpreter is None else ["--interpreter", interpreter]
             try:
                 process = await trio.lowlevel.open_process(
                     argv,

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from hermetic.protocol.errors import ConfigError
 from hermetic.supervisor import config_toml
 
-ADAPTERS: Final = ("function", "demo")
+ADAPTERS: Final = ("function", "demo", "hermes")
 """What an agent's `adapter` may name; the child has a module of the same name for each."""
 
 Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
@@ -101,15 +101,18 @@ class Stream(Section, frozen=True):
 class Workspaces(Section, frozen=True):
     """Where agents may work."""
 
-    roots: list[str] = field(default_factory=list)
-    """Folders in which a session may choose its workspace, beside its own under the data directory. Empty: none."""
+    roots: list[str] = field(default_factory=lambda: ["/"])
+    """Folders in which a session may choose its workspace, beside its own under the data directory. Empty: none. With
+    `/`, the default, any folder but the system's own and the data directory: one person's server, on loopback."""
 
 
 class Agent(Section, frozen=True):
     """An agent that sessions can name: `[agents.NAME]`."""
 
     adapter: str = "function"
-    """What runs in the child: `function` (your own callable) or `demo`."""
+    """What runs in the child: `function` (your own callable), `hermes` (hermes-agent, docs/hermes.md) or `demo`."""
+    interpreter: str | None = None
+    """The Python of the agent's own virtual environment, which must have msgspec. Not set: the server's Python."""
     target: str | None = None
     """`module:callable` for the adapter `function`."""
     python_path: list[str] = field(default_factory=list)
@@ -238,7 +241,9 @@ def _agent(agent: Agent, name: str, folder: Path) -> Agent:
             hint=f"Put it into the server's environment, name it in {path}.pass_env and let the agent read it there.",
         )
     return replace(
-        agent, python_path=[_path(p, folder, f"{path}.python_path[{i}]") for i, p in enumerate(agent.python_path)]
+        agent,
+        interpreter=None if agent.interpreter is None else _path(agent.interpreter, folder, f"{path}.interpreter"),
+        python_path=[_path(p, folder, f"{path}.python_path[{i}]") for i, p in enumerate(agent.python_path)],
     )
 
 

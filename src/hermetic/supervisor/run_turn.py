@@ -69,6 +69,7 @@ class Start(msgspec.Struct, frozen=True):
 
     environment: dict[str, str]
     command: commands.Start
+    interpreter: str | None = None
 
 
 class LiveTurn:
@@ -298,7 +299,9 @@ class LiveTurn:
         assert self._nursery
         try:
             self._start = await self._prepare(self)
-            self._child = await self._stack.enter_async_context(open_child(self._start.environment))
+            self._child = await self._stack.enter_async_context(
+                open_child(self._start.environment, self._start.interpreter)
+            )
         except (HermeticError, OSError) as error:
             self._cause = _cause(error)
             await self._happen(What.ABORT, "failed")

@@ -350,6 +350,7 @@ class Supervisor:
         profile = self.config.profiles[spec.profile]
         home = Path(profile.home).expanduser() if profile.home else self.data / "profiles" / spec.profile
         await trio.to_thread.run_sync(lambda: home.mkdir(parents=True, exist_ok=True))
+        session = (await self._session(spec.session_id)).session
         earlier = await self.store.messages(spec.session_id)
         history = earlier[: _index_of_turn(earlier, spec.turn_id)]
         environment = child_environment(
@@ -360,7 +361,7 @@ class Supervisor:
             workspace=spec.workspace,
             home=str(home),
             server_environ=self._server_environ,
-            python=sys.executable,
+            python=agent.interpreter or sys.executable,
         )
         return Start(
             environment,
@@ -378,11 +379,13 @@ class Supervisor:
                 target=agent.target,
                 python_path=agent.python_path,
                 model=spec.model or agent.model,
+                personality=session.personality,
                 options=agent.options,
                 frame_bytes_max=self.config.limits.frame_bytes_max,
                 approval_s=self.config.turns.approval_s,
                 grace_s=self.config.turns.grace_s,
             ),
+            agent.interpreter,
         )
 
     # --- readers --------------------------------------------------------------------------------------------------
