@@ -194,6 +194,20 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         return self._unpacked(session_id)
 
+    async def truncate(self, session_id: str, keep: int, *, change: Change | None = None) -> int:
+        await trio.lowlevel.checkpoint()
+        if session_id not in self._sessions:
+            raise NotFound(f"there is no session {session_id}")
+        self._refuse_busy(session_id)
+        if change is not None:  # first, because it may raise
+            self._put(change(self._sessions[session_id]))
+        left = max(keep, 0)
+        for turn in self._of_session(session_id):
+            kept = self._messages[turn.spec.turn_id][:left]
+            self._messages[turn.spec.turn_id] = kept
+            left -= len(kept)
+        return max(keep, 0) - left
+
     async def sessions(
         self, tenant: str, *, before: float | None = None, limit: int = 50, archived: bool | None = False
     ) -> list[SessionRow]:

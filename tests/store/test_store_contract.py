@@ -544,6 +544,38 @@ async def test_a_session_with_an_unended_turn_is_not_deleted(store: Store) -> No
     assert await store.delete_session("s") is True
 
 
+async def test_truncate_keeps_the_first_messages_and_forgets_the_rest_also_in_the_search(store: Store) -> None:
+    for turn in "t1", "t2":
+        await running(store, turn)
+        await store.finish(the_end(turn, messages=[said(f"plum {turn}", "assistant")]))
+    everything = await store.messages("s")
+    assert len(everything) == 4
+    assert await store.truncate("s", 3, change=lambda s: structs.replace(s, title="shorter")) == 3
+    assert await store.messages("s") == everything[:3]
+    row = await store.session("s")
+    assert row is not None
+    assert (row.message_count, row.session.title) == (3, "shorter")
+    assert [snippet for _, snippet in await store.search("local", "plum t1")] != []
+    assert await store.search("local", "t2 plum") != [], "the words of t2 are still in its question"
+    assert await store.truncate("s", 99) == 3, "nothing is made up"
+    assert await store.truncate("s", -1) == 0
+    assert (await store.messages("s"), await store.search("local", "plum")) == ([], [])
+    assert len(await store.session_turns("s")) == 2, "turns and events stay"
+    await running(store, "t3")
+    await store.finish(the_end("t3", messages=[said("after", "assistant")]))
+    assert await store.messages("s") == [said("for t3"), said("after", "assistant")]
+
+
+async def test_truncate_refuses_a_busy_session_and_an_unknown_one(store: Store) -> None:
+    with pytest.raises(NotFound):
+        await store.truncate("s", 0)
+    await running(store)
+    with pytest.raises(SessionBusy) as busy:
+        await store.truncate("s", 0)
+    assert busy.value.extra["turn_id"] == "t"
+    assert len(await store.messages("s")) == 1
+
+
 async def test_sessions_are_paged_by_their_time_newest_first(store: Store) -> None:
     for number in range(7):
         await store.create_session(Session(session_id=f"s{number}", updated_at=float(number)))

@@ -187,6 +187,11 @@ class SessionStore(Protocol):
     async def messages(self, session_id: str) -> list[dict[str, Any]]:
         """Oldest first, by turn and then by order within the turn."""
 
+    async def truncate(self, session_id: str, keep: int, *, change: Change | None = None) -> int:
+        """Forgets all messages but the first `keep`, durable (fsync) on return; turns and events stay. `change` is
+        applied to the session in the same step. → how many are left. Raises `NotFound`, and `SessionBusy` while a turn
+        has not ended: what it says belongs behind what would be forgotten."""
+
     async def sessions(
         self, tenant: str, *, before: float | None = None, limit: int = 50, archived: bool | None = False
     ) -> list[SessionRow]:

@@ -289,6 +289,24 @@ class SqliteStore:
         )
         return await self._read(lambda db: [_message_of(data) for (data,) in db.execute(sql, (session_id,))])
 
+    async def truncate(self, session_id: str, keep: int, *, change: Change | None = None) -> int:
+        def step(db: apsw.Connection) -> int:
+            found = db.execute("SELECT number, data FROM session WHERE id = ?", (session_id,)).fetchone()
+            if found is None:
+                raise NotFound(f"there is no session {session_id}")
+            session, data = found
+            _refuse_busy(db, session)
+            ids = [i for (i,) in db.execute(
+                "SELECT id FROM message WHERE session = ? ORDER BY session, turn, place", (session,)
+            )]  # fmt: skip
+            gone = ids[max(keep, 0) :]
+            db.executemany("DELETE FROM message WHERE id = ?", [(i,) for i in gone])
+            if change is not None:
+                _update_session(db, session, change(_session_of(data)))
+            return len(ids) - len(gone)
+
+        return await self._write(step)
+
     async def sessions(
         self, tenant: str, *, before: float | None = None, limit: int = 50, archived: bool | None = False
     ) -> list[SessionRow]:
