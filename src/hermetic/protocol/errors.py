@@ -57,6 +57,12 @@ class WorkspaceNotAllowed(Forbidden):
     default_hint = "Choose a folder inside one of workspaces.roots of the server's configuration, or none at all."
 
 
+class Unauthorized(ClientError):
+    code = "unauthorized"
+    status = 401
+    default_hint = "Send the key of this server as `Authorization: Bearer KEY`."
+
+
 class NotFound(ClientError):
     code = "not_found"
     status = 404
@@ -100,6 +106,14 @@ class QueueFull(ClientError):
     code = "queue_full"
     status = 429
     default_hint = "Try again after the number of seconds in Retry-After."
+
+
+class NotSupported(ClientError):
+    """Something that others of its kind do and this server does not."""
+
+    code = "not_supported"
+    status = 501
+    default_hint = "Do without it; docs/webui.md says what does not reach this server yet."
 
 
 class HostError(HermeticError):

@@ -47,6 +47,10 @@ class Server(Section, frozen=True):
     """Database, workspaces and kept output of children."""
     body_bytes_max: Size = 4 << 20
     """A request's body; larger than limits.message_bytes_max by what JSON escapes may add."""
+    upload_bytes_max: Annotated[int, Meta(ge=1, le=1 << 30)] = 20 << 20
+    """One uploaded file; 20 MiB as in the Hermes Web UI."""
+    runner_api_key_env: str | None = None
+    """The variable of the server's environment with the key that /v1/runs asks for as a bearer. Not set: no key."""
     drain_s: SecondsOrNone = 10.0
     """On SIGTERM running turns get this long to finish before they are cancelled."""
 
@@ -106,6 +110,13 @@ class Workspaces(Section, frozen=True):
     `/`, the default, any folder but the system's own and the data directory: one person's server, on loopback."""
 
 
+class Webui(Section, frozen=True):
+    """For a Hermes Web UI in front of this server (docs/webui.md)."""
+
+    state_dir: str | None = None
+    """Its HERMES_WEBUI_STATE_DIR: at the end of a turn the session's file there is written. Not set: none is."""
+
+
 class Agent(Section, frozen=True):
     """An agent that sessions can name: `[agents.NAME]`."""
 
@@ -154,6 +165,7 @@ class Config(Section, frozen=True):
     limits: Limits = field(default_factory=Limits)
     stream: Stream = field(default_factory=Stream)
     workspaces: Workspaces = field(default_factory=Workspaces)
+    webui: Webui = field(default_factory=Webui)
     agents: dict[str, Agent] = field(default_factory=lambda: {"demo": DEMO})
     """`demo` is there unless the file defines it otherwise."""
     profiles: dict[str, Profile] = field(default_factory=lambda: {"default": Profile()})
@@ -217,11 +229,15 @@ def _checked(config: Config, folder: Path) -> Config:
     limits, body = config.limits, config.server.body_bytes_max
     _at_most("limits.message_bytes_max", limits.message_bytes_max, "server.body_bytes_max", body)
     _at_most("limits.frame_bytes_max", limits.frame_bytes_max, "limits.event_bytes_max", limits.event_bytes_max)
+    state_dir, key_env = config.webui.state_dir, config.server.runner_api_key_env
+    if key_env is not None and (fault := variable_fault(key_env)):
+        raise ConfigError(f"server.runner_api_key_env: {fault}")
     roots = [_path(root, folder, f"workspaces.roots[{i}]") for i, root in enumerate(config.workspaces.roots)]
     return replace(
         config,
         server=replace(config.server, data=_path(config.server.data, folder, "server.data")),
         workspaces=Workspaces(roots=roots),
+        webui=Webui(state_dir=None if state_dir is None else _path(state_dir, folder, "webui.state_dir")),
         agents=agents,
         profiles=profiles,
     )
