@@ -40,9 +40,9 @@ def steady(turn: Turn) -> None:
 
 
 def counted(turn: Turn) -> None:
-    """`{"events": n}`, as fast as it goes, then the end."""
-    for _ in range(json.loads(turn.message)["events"]):
-        turn.token(f"{time.monotonic_ns()}{WORDS}")
+    """`{"events": n}`, each as long as a model's token, as fast as it goes; then the end."""
+    for number in range(json.loads(turn.message)["events"]):
+        turn.token(f"{number % 1000} ")
 
 
 def hello(message: str) -> Iterator[str]:

@@ -52,7 +52,7 @@ async def main() -> None:
             finally:
                 readers[turn].discard(queue)
 
-        return EventSourceResponse(pieces(), sep="\n")
+        return EventSourceResponse(pieces(), sep="\n", ping=10)  # our heartbeat's period
 
     app = Starlette(routes=[Route("/{turn:int}/events", events)])
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
