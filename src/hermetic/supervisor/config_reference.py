@@ -7,7 +7,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from msgspec import Meta, Struct
 
-from hermetic.supervisor.config import Agent, Config, Limits, Profile, Server, Stream, Turns, Workspaces
+from hermetic.supervisor.config import Agent, Config, Limits, Profile, Server, Stream, Turns, Webui, Workspaces
 from hermetic.supervisor.config_toml import field_docs, toml_value
 from hermetic.supervisor.environment import BASE, COPIED, OURS
 
@@ -17,6 +17,7 @@ _SECTIONS: dict[str, type[Struct]] = {
     "limits": Limits,
     "stream": Stream,
     "workspaces": Workspaces,
+    "webui": Webui,
     "agents.NAME": Agent,
     "profiles.NAME": Profile,
 }

@@ -8,6 +8,7 @@ behind is put right: turns that ran are `lost` with what they had said, turns th
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import sys
 import time
@@ -23,8 +24,10 @@ import trio
 from hermetic import __version__
 from hermetic.protocol import PROTOCOL_VERSION, api, commands, events
 from hermetic.protocol.errors import (
+    ClientError,
     Conflict,
     Draining,
+    HermeticError,
     NotFound,
     StorageError,
 )
@@ -35,7 +38,17 @@ from hermetic.supervisor.environment import child_environment
 from hermetic.supervisor.hub import Reader
 from hermetic.supervisor.run_turn import Cause, LiveTurn, Start, session_change
 from hermetic.supervisor.seal_probe import probe
-from hermetic.supervisor.store.interface import Change, Finish, Record, Session, SessionRow, Store, TurnRow, TurnSpec
+from hermetic.supervisor.store.interface import (
+    Change,
+    Entry,
+    Finish,
+    Record,
+    Session,
+    SessionRow,
+    Store,
+    TurnRow,
+    TurnSpec,
+)
 from hermetic.supervisor.store.sqlite import open_sqlite
 from hermetic.supervisor.summary import (
     Fold,
@@ -46,10 +59,15 @@ from hermetic.supervisor.summary import (
     user_message,
 )
 from hermetic.supervisor.turn import Phase
+from hermetic.supervisor.webui_state import write_session_file
 from hermetic.supervisor.workspaces import check_attachments, check_message, resolve_workspace
 
 log = structlog.get_logger()
 
+SESSION_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+"""What a session may be called: it becomes a folder's name and a part of URLs. Ours are 12 hexadecimal digits."""
+WEBUI_STATE_S = 5.0
+"""For the web UI's file: a session's next turn waits for it, and a folder on a dead network must not hold that up."""
 RETRY_CONFLICT = 5
 """Tries of a read-change-write on a session; each loser lost to a write that succeeded."""
 
@@ -80,13 +98,21 @@ class Supervisor:
         self._live: dict[str, LiveTurn] = {}
         """Turns that have not ended, in order of arrival."""
         self._running: set[str] = set()
+        self._settled: dict[str, trio.Event] = {}
+        """Of each turn in `_live`: set when it has ended and all that follows its end is done."""
         self._ballast = Ballast(data / "ballast")
 
     # --- sessions -------------------------------------------------------------------------------------------------
 
-    async def create_session(self, new: api.NewSession, *, tenant: str = "local") -> api.CompactSession:
+    async def create_session(
+        self, new: api.NewSession, *, session_id: str | None = None, tenant: str = "local"
+    ) -> api.CompactSession:
+        """`session_id`: one that another server has given out; `Conflict` when it is there already."""
         self._ballast.check()
-        session_id = secrets.token_hex(6)
+        if session_id is None:
+            session_id = secrets.token_hex(6)
+        elif not SESSION_ID.fullmatch(session_id):
+            raise ClientError("a session's id is 1 to 64 letters, digits, _ and -", hint="Send another session_id.")
         agent = new.agent or default_agent(self.config)
         profile = new.profile or self.config.default_profile
         self._check_names(agent, profile)
@@ -158,6 +184,20 @@ class Supervisor:
                 continue
         raise Conflict("the session keeps changing under this request", hint="Send it again.")
 
+    async def truncate_session(self, session_id: str, keep: int, *, untitled: bool = False) -> api.SessionView:
+        """Forgets all messages but the first `keep`. `untitled`: also the title. Raises `SessionBusy`."""
+        now = time.time()
+        cleared = {"title": "", "title_by_user": False} if untitled else {}
+        await self.store.truncate(
+            session_id, keep, change=lambda session: msgspec.structs.replace(session, updated_at=now, **cleared)
+        )
+        return await self.session(session_id)
+
+    async def session_workspace(self, session_id: str) -> Path:
+        """The folder in which the session's next turn would work, allowed at this moment."""
+        session = (await self._session(session_id)).session
+        return await trio.to_thread.run_sync(self._workspace, session.workspace, session_id)
+
     async def delete_session(self, session_id: str) -> None:
         if not await self.store.delete_session(session_id):
             raise NotFound(f"there is no session {session_id}")
@@ -186,8 +226,10 @@ class Supervisor:
 
     # --- turns ----------------------------------------------------------------------------------------------------
 
-    async def start_turn(self, session_id: str, new: api.NewTurn, *, tenant: str = "local") -> api.TurnView:
-        """Saves the user's message and starts the turn, or queues it. Durable on return."""
+    async def start_turn(
+        self, session_id: str, new: api.NewTurn, *, asked: dict[str, Any] | None = None, tenant: str = "local"
+    ) -> api.TurnView:
+        """Saves the user's message and starts the turn, or queues it. Durable on return. `asked` is kept with it."""
         if self.draining.is_set():
             raise Draining("the server is about to stop")
         self._ballast.check()
@@ -210,6 +252,7 @@ class Supervisor:
             model=new.model or session.model,
             idempotency_key=new.idempotency_key,
             on_disconnect=new.on_disconnect,
+            asked=asked or {},
             created_at=now,
         )
         enqueue = self.store.enqueue if new.on_busy == "queue" else self.store.enqueue_if_idle
@@ -241,6 +284,8 @@ class Supervisor:
         if live := self._live.get(turn_id):
             message = BEFORE_START if live.state.phase is Phase.QUEUED else BY_USER
             await live.stop("cancelled", Cause(message, "cancelled", "client"))
+            if live.ended.is_set() and turn_id not in self._running:
+                await self._write_webui_state(live.spec.session_id)
             self._forget_ended(live)
             return api.Accepted(turn_id=turn_id, state=live.state.name)
         return api.Accepted(turn_id=turn_id, state=row.state)
@@ -308,6 +353,7 @@ class Supervisor:
             last_seq=row.last_seq,
         )
         self._live[row.spec.turn_id] = live
+        self._settled[row.spec.turn_id] = trio.Event()
         return live
 
     def _dispatch(self) -> None:
@@ -326,6 +372,7 @@ class Supervisor:
     async def _run(self, live: LiveTurn) -> None:
         try:
             await live.run()
+            await self._write_webui_state(live.spec.session_id)
         finally:
             self._running.discard(live.turn_id)
             self._forget_ended(live)
@@ -333,7 +380,23 @@ class Supervisor:
     def _forget_ended(self, live: LiveTurn) -> None:
         if live.ended.is_set() and live.turn_id not in self._running:
             self._live.pop(live.turn_id, None)
+            if (settled := self._settled.pop(live.turn_id, None)) is not None:
+                settled.set()
             self._dispatch()
+
+    async def _write_webui_state(self, session_id: str) -> None:
+        """As good as it goes: a turn has ended, whatever becomes of the file."""
+        if self.config.webui.state_dir is None:
+            return
+        state_dir = Path(self.config.webui.state_dir)
+        try:
+            view = await self.session(session_id)
+            with trio.move_on_after(WEBUI_STATE_S) as scope:
+                await trio.to_thread.run_sync(write_session_file, state_dir, view, abandon_on_cancel=True)
+            if scope.cancelled_caught:
+                log.warning("webui_state_not_written", session_id=session_id, detail=f"not within {WEBUI_STATE_S:g} s")
+        except (OSError, ValueError, HermeticError) as error:
+            log.warning("webui_state_not_written", session_id=session_id, detail=str(error))
 
     def _queue_position(self, turn_id: str) -> int | None:
         waiting = [
@@ -412,6 +475,31 @@ class Supervisor:
         fold = live.fold if live else await self._fold_journal(turn_id)
         snapshot = fold.snapshot(turn_id, live.state.name if live else row.state)
         return Reader(turn_id, snapshot.seq, feed, self.store), events.Reset(reason=reason, snapshot=snapshot)
+
+    async def wait_events(self, turn_id: str, after: int, *, wait_s: float, bytes_max: int) -> list[Entry]:
+        """The journal's next events after `after`; waits up to `wait_s` for the first. Empty: there was none.
+
+        Does not wait for a turn that has ended, nor for one that stays queued while the server drains.
+        """
+        await self._turn(turn_id)
+        if live := self._live.get(turn_id):
+            with trio.move_on_after(wait_s):
+                async with trio.open_nursery() as nursery:
+
+                    async def leave_when_draining() -> None:
+                        await self.draining.wait()
+                        if turn_id not in self._running:
+                            nursery.cancel_scope.cancel()
+
+                    nursery.start_soon(leave_when_draining)
+                    await live.feed.wait_news(after)
+                    nursery.cancel_scope.cancel()
+        return await self.store.read(turn_id, after, bytes_max=bytes_max)
+
+    async def wait_settled(self, turn_id: str) -> None:
+        """Until all that follows a turn's end is done, the web UI's file included."""
+        if (settled := self._settled.get(turn_id)) is not None:
+            await settled.wait()
 
     async def left(self, reader: Reader) -> None:
         """A reader has gone; a turn that was to be cancelled with its last reader is."""
@@ -520,6 +608,7 @@ class Supervisor:
                 ended_at=now,
             )
         )
+        await self._write_webui_state(row.spec.session_id)
         log.warning("turn_recovered", turn_id=turn_id, state=verdict, events=row.last_seq)
 
 

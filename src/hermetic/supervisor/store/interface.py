@@ -77,6 +77,8 @@ class TurnSpec(Struct, frozen=True, kw_only=True):
     model: str | None = None
     idempotency_key: str | None = None
     on_disconnect: str = "continue"
+    asked: dict[str, Any] = field(default_factory=dict)
+    """The whole request, where its kind may say more than we know (the runner contract): kept as it came."""
     created_at: float = 0.0
 
 
