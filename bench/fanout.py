@@ -21,7 +21,7 @@ class Sizes(NamedTuple):
 SIZES: dict[Size, Sizes] = {
     "tiny": Sizes(1, 0.5, ((5, 20),)),
     "quick": Sizes(2, 1.0, ((100, 50), (1000, 5))),
-    "full": Sizes(5, 2.5, ((100, 50), (1000, 5))),
+    "full": Sizes(5, 2.0, ((100, 50), (1000, 5))),
 }
 
 

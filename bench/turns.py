@@ -27,7 +27,7 @@ class Sizes(NamedTuple):
 SIZES: dict[Size, Sizes] = {
     "tiny": Sizes(1, 0.5, 2, 20),
     "quick": Sizes(2, 1.0, 20, 50),
-    "full": Sizes(5, 2.5, 50, 50),
+    "full": Sizes(5, 2.0, 50, 50),
 }
 
 
