@@ -40,13 +40,11 @@ def pss_kib(pid: int) -> int:
 
 
 def wakeups(pid: int) -> int:
-    """How often any of its threads has slept and was woken."""
-    total = 0
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for line in (task / "status").read_text().splitlines():
-            if line.startswith("voluntary_ctxt_switches:"):
-                total += int(line.split()[1])
-    return total
+    """How often its main thread, where the event loop runs, has slept and was woken.
+
+    Not the sum of all threads: the count of a thread goes with it.
+    """
+    return _field(pid, "status", "voluntary_ctxt_switches")
 
 
 def sockets(pid: int) -> int:
