@@ -30,8 +30,9 @@ log = structlog.get_logger()
 
 CLOSE_S = 2.0
 """From the last turn's end to the exit: readers get its last events, a stalled one does not get more."""
-KEEP_ALIVE_S = 30.0
-"""How long a connection may stay without a request: a person's pause between two clicks. Open streams are no pause."""
+KEEP_ALIVE_S = 5.0
+"""How long a connection may stay without a request: several requests of one click, not the pause to the next. Hypercorn
+0.18 also holds a connection that the client has closed for this long, because its idle timer does not hear of it."""
 
 
 def _listen(host: str, port: int) -> tuple[str, hypercorn.Config]:
