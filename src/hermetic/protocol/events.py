@@ -169,12 +169,16 @@ class Result(Event, frozen=True):
     """The adapter has finished. Nothing may follow it.
 
     `text` None means: the answer is what the tokens said. `messages` None means: the turn's messages are folded from
-    its events; a list (of provider-shaped mappings) replaces the session's history.
+    its events; a list (of provider-shaped mappings) replaces the session's history. `turn_messages` are those after the
+    user's message alone, with tool results whole; they take the place of the folded one.
     """
 
     text: str | None = None
     usage: Usage | None = None
     messages: list[dict[str, Any]] | None = None
+    turn_messages: list[dict[str, Any]] | None = None
+    session_id: str | None = None
+    """The agent's own id for the conversation, when compressing it has changed that."""
     title: str | None = None
     interrupted: bool = False
 

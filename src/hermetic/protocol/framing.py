@@ -104,7 +104,9 @@ class FrameDecoder(Generic[T]):
         try:
             for line in self._lines.feed(data):
                 message = self._decoder.decode(line)
-                if isinstance(message, events.Result) and _nests_deeper_than(NESTING_MAX, message.messages or []):
+                if isinstance(message, events.Result) and _nests_deeper_than(
+                    NESTING_MAX, [*(message.messages or []), *(message.turn_messages or [])]
+                ):
                     raise ProtocolError(f"a result's messages nest deeper than {NESTING_MAX} levels")
                 before.append((line, message))
         except ProtocolError as error:

@@ -569,6 +569,9 @@ class LiveTurn:
         if message and brief and len(message["content"]) > BRIEF_CHARACTERS:
             message["content"] = message["content"][:BRIEF_CHARACTERS] + BRIEF_NOTE
         messages = [message] if message else []
+        if result and result.turn_messages and verdict == "done" and not brief:
+            own = [{**said, "turn_id": self.turn_id} for said in result.turn_messages]
+            messages = with_timestamps(own, int(now))
         change = session_change(now, usage, result.title if result and result.title else self.fold.title)
         records = [_record(resolved) for resolved in self._unanswered()]
         if self._late:

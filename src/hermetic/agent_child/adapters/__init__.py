@@ -33,6 +33,7 @@ class Adapter(Protocol):
 _ADAPTERS = {
     "demo": "hermetic.agent_child.adapters.demo:DemoAdapter",
     "function": "hermetic.agent_child.adapters.function:FunctionAdapter",
+    "hermes": "hermetic.agent_child.adapters.hermes:HermesAdapter",
 }
 
 
