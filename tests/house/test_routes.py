@@ -13,6 +13,11 @@ from hermetic.web.app import make_app
 NOT_THE_API = {("get", "/"), ("get", "/static/{name}")}
 
 
+def is_the_web_uis(path: str) -> bool:
+    """The paths of another application's page: their shapes are its own, and docs/seed.md has them."""
+    return path.startswith("/api/") or path == "/health"
+
+
 def test_what_is_documented_is_served_and_what_is_served_is_documented() -> None:
     # Routes are laid before any supervisor is asked.
     app = make_app(cast(Any, SimpleNamespace(config=Config())), loopback=True)
@@ -21,4 +26,5 @@ def test_what_is_documented_is_served_and_what_is_served_is_documented() -> None
         for rule in app.url_map.iter_rules()
         for method in rule.methods - {"HEAD", "OPTIONS"}
     }
-    assert served - NOT_THE_API == {(operation.method, operation.path) for operation in OPERATIONS}
+    ours = {(method, path) for method, path in served - NOT_THE_API if not is_the_web_uis(path)}
+    assert ours == {(operation.method, operation.path) for operation in OPERATIONS}

@@ -102,8 +102,9 @@ def test_the_event_stream_is_typed_event_by_event() -> None:
 def test_requests_are_strict_and_answers_may_grow() -> None:
     components = DOCUMENT["components"]["schemas"]
     for operation in OPERATIONS:
-        if operation.request is not None:
-            assert components[operation.request.__name__]["additionalProperties"] is False
+        if operation.request is not None:  # what a web UI's runner is asked may have members that we do not know
+            strict = components[operation.request.__name__].get("additionalProperties") is False
+            assert strict == (operation.tag != "runs")
     for kind in READER_EVENTS:
         assert "additionalProperties" not in components[kind.__name__]
         assert EVENTS["$defs"][kind.__name__]["additionalProperties"] is False

@@ -84,6 +84,45 @@ class GiveSteer(Request, frozen=True):
     message: str
 
 
+class NewRun(Request, frozen=True, forbid_unknown_fields=False):
+    """What a Hermes Web UI asks of a runner. Members that are not here are kept with the turn, as these are."""
+
+    message: str
+    session_id: str | None = None
+    """Of the web UI's giving; a session that is not there yet begins with it. None: a new one with an id of ours."""
+    attachments: list[Any] | None = None
+    """Names of files, or mappings with a `name` and a `path`."""
+    workspace: str | None = None
+    profile: str | None = None
+    provider: str | None = None
+    """With a model: the turn's model is `@provider:model`."""
+    model: str | None = None
+    toolsets: list[Any] | None = None
+    source: str | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class GiveRunApproval(Request, frozen=True, forbid_unknown_fields=False):
+    choice: Choice = "deny"
+    approval_id: str | None = None
+    """None: the oldest that waits."""
+
+
+class GiveRunAnswer(Request, frozen=True, forbid_unknown_fields=False):
+    response: str
+
+
+class GiveRunMessage(Request, frozen=True, forbid_unknown_fields=False):
+    message: str
+    mode: str | None = None
+    """Kept for its senders; every message is given to the running agent."""
+
+
+class ChangeGoal(Request, frozen=True, forbid_unknown_fields=False):
+    action: str | None = None
+    text: str | None = None
+
+
 # --- responses ----------------------------------------------------------------------------------------------------
 
 
@@ -186,6 +225,56 @@ class ClarifyView(Response, frozen=True):
 class Accepted(Response, frozen=True):
     turn_id: str
     state: StateName
+
+
+RunStatus = Literal["queued", "running", "cancelling", "completed", "failed", "cancelled"]
+Terminal = Literal["completed", "failed", "cancelled"]
+
+
+class RunStarted(Response, frozen=True):
+    """A run is a turn; run, stream and turn have one id."""
+
+    run_id: str
+    stream_id: str
+    session_id: str
+    status: RunStatus
+    started_at: float
+    title: str
+    active_controls: list[str]
+
+
+class RunView(Response, frozen=True):
+    run_id: str
+    session_id: str
+    status: RunStatus
+    terminal_state: Terminal | None
+    state: StateName
+    """The same in our own words, which are more exact."""
+    last_event_id: str | None
+    pending_approval_id: str | None
+    pending_clarify_id: str | None
+    active_controls: list[str]
+
+
+class RunEvent(Response, frozen=True):
+    event_id: str
+    """`run:seq`."""
+    seq: int
+    event: str
+    payload: Any
+
+
+class RunEvents(Response, frozen=True):
+    run_id: str
+    events: list[RunEvent]
+    cursor: str
+    """Send it for what follows."""
+
+
+class RunControl(Response, frozen=True):
+    ok: bool
+    status: str
+    run_id: str
 
 
 class AgentView(Response, frozen=True):

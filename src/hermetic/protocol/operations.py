@@ -56,7 +56,8 @@ class Operation(Struct, frozen=True, kw_only=True):
 
 
 PATH_PARAMS = {
-    "session_id": "12 lower-case hexadecimal digits.",
+    "session_id": "12 lower-case hexadecimal digits, or as a web UI has given it: letters, digits, `_`, `-`.",
+    "run_id": "As in the answer that accepted the run.",
     "turn_id": "As in the answer that accepted the turn.",
     "approval_id": "As in the `approval` event.",
     "clarify_id": "As in the `clarify` event.",
@@ -67,6 +68,7 @@ def _ok(kind: Any, says: str = "OK.") -> Answer:
     return Answer(says=says, contents=(Content(kind),))
 
 
+_PROBLEM_501 = Answer(says="Not supported.", contents=(Content(api.Problem, "application/problem+json"),))
 _GONE = Answer(says="Deleted, with its messages, turns and events.")
 _RESOLVED = "Resolved. An answer that comes again, or too late, gets what was decided first."
 
@@ -258,6 +260,98 @@ OPERATIONS: tuple[Operation, ...] = (
         tag="turns",
         request=api.GiveSteer,
         answers={202: _ok(api.Accepted, "Sent to the agent.")},
+    ),
+    Operation(
+        method="post",
+        path="/v1/runs",
+        operation_id="startRun",
+        summary="For a Hermes Web UI: start a turn in a session of its own naming",
+        detail=(
+            "Workspace, profile and model are remembered on the session. These operations ask for a bearer when "
+            "`server.runner_api_key_env` names one: 401."
+        ),
+        tag="runs",
+        request=api.NewRun,
+        answers={
+            200: _ok(api.RunStarted, "Accepted, and saved."),
+            409: Answer(
+                says="The session is busy; `turn_id` is the run that has not ended.",
+                contents=(Content(api.Problem, "application/problem+json"),),
+            ),
+        },
+    ),
+    Operation(
+        method="get",
+        path="/v1/runs/{run_id}",
+        operation_id="getRun",
+        summary="Where a run stands",
+        tag="runs",
+        answers={200: _ok(api.RunView)},
+    ),
+    Operation(
+        method="get",
+        path="/v1/runs/{run_id}/events",
+        operation_id="pollRun",
+        summary="A run's next events, as soon as there is one",
+        detail="Without one the call is held for up to 25 s. `done` has the whole session. The last event is `stream_end`.",
+        tag="runs",
+        query=(
+            Param("cursor", "The last event seen: its id or its bare number. One that cannot be used: from the start."),
+            Param("wait_s", "How long to hold the call, at most 25.", float),
+        ),
+        answers={200: _ok(api.RunEvents)},
+    ),
+    Operation(
+        method="post",
+        path="/v1/runs/{run_id}/cancel",
+        operation_id="cancelRun",
+        summary="End a run, keep what it said",
+        tag="runs",
+        answers={200: _ok(api.RunControl)},
+    ),
+    Operation(
+        method="post",
+        path="/v1/runs/{run_id}/approval",
+        operation_id="approveInRun",
+        summary="Allow or deny what the agent asks for",
+        tag="runs",
+        request=api.GiveRunApproval,
+        answers={200: _ok(api.RunControl)},
+    ),
+    Operation(
+        method="post",
+        path="/v1/runs/{run_id}/clarifications/{clarify_id}/respond",
+        operation_id="answerInRun",
+        summary="Answer the agent's question",
+        tag="runs",
+        request=api.GiveRunAnswer,
+        answers={200: _ok(api.RunControl)},
+    ),
+    Operation(
+        method="post",
+        path="/v1/runs/{run_id}/messages",
+        operation_id="steerRun",
+        summary="Give the running agent a word",
+        tag="runs",
+        request=api.GiveRunMessage,
+        answers={200: _ok(api.RunControl)},
+    ),
+    Operation(
+        method="get",
+        path="/v1/sessions/{session_id}/goal",
+        operation_id="getGoal",
+        summary="Not supported: this server pursues no goals",
+        tag="runs",
+        answers={501: _PROBLEM_501},
+    ),
+    Operation(
+        method="post",
+        path="/v1/sessions/{session_id}/goal",
+        operation_id="changeGoal",
+        summary="Not supported: this server pursues no goals",
+        tag="runs",
+        request=api.ChangeGoal,
+        answers={501: _PROBLEM_501},
     ),
     Operation(
         method="get",

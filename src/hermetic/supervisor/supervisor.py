@@ -135,6 +135,10 @@ class Supervisor:
         await self.store.create_session(session)
         return compact(await self._session(session_id))
 
+    async def find_session(self, session_id: str) -> api.CompactSession | None:
+        row = await self.store.session(session_id)
+        return row and compact(row)
+
     async def session(self, session_id: str) -> api.SessionView:
         row = await self._session(session_id)
         messages = await self.store.messages(session_id)

@@ -11,7 +11,7 @@ from quart_trio import QuartTrio
 from hermetic.protocol.errors import Forbidden
 from hermetic.supervisor.config import is_loopback
 from hermetic.supervisor.supervisor import Supervisor
-from hermetic.web import problems, v1
+from hermetic.web import problems, runner_api, seed_api, uploads, v1
 
 STATIC = Path(__file__).parent / "static"
 SECURITY_HEADERS = {
@@ -29,7 +29,14 @@ def make_app(supervisor: Supervisor, *, loopback: bool) -> QuartTrio:
     app.config["MAX_CONTENT_LENGTH"] = supervisor.config.server.body_bytes_max
     app.url_map.strict_slashes = False
     problems.install(app)
+
+    class Request(uploads.BoundedRequest):
+        upload_bytes_max = supervisor.config.server.upload_bytes_max
+
+    app.request_class = Request
     app.register_blueprint(v1.blueprint(supervisor))
+    app.register_blueprint(runner_api.blueprint(supervisor))
+    app.register_blueprint(seed_api.blueprint(supervisor))
 
     @app.before_request
     async def guard() -> None:
