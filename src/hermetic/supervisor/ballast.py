@@ -43,7 +43,7 @@ class Ballast:
         if not self.full:
             log.error("disk_full", path=str(self._path.parent))
         self.full = True
-        self._path.unlink(missing_ok=True)
+        self._remove()
 
     def _fill(self) -> bool:
         self._tried_at = time.monotonic()
@@ -53,6 +53,13 @@ class Ballast:
             with self._path.open("wb") as file:
                 os.posix_fallocate(file.fileno(), 0, BALLAST_BYTES)
         except OSError:
-            self._path.unlink(missing_ok=True)
+            self._remove()
             return False
         return True
+
+    def _remove(self) -> None:
+        """Never raises: a file system that has gone read-only is why writes fail, and its error must not end more."""
+        try:
+            self._path.unlink(missing_ok=True)
+        except OSError as error:
+            log.error("ballast_stays", path=str(self._path), error=str(error))
