@@ -97,7 +97,11 @@ class GroupCommit:
                 for _ in range(2):
                     await trio.lowlevel.checkpoint()
                 if batch := self._take():
-                    await trio.to_thread.run_sync(self._commit, batch, limiter=self._limiter)
+                    try:
+                        await trio.to_thread.run_sync(self._commit, batch, limiter=self._limiter)
+                    except RuntimeError as error:  # no thread to be had: an agent has used up the host's processes
+                        for write in batch:
+                            write.result = outcome.Error(StorageError(f"nothing can be written now: {error}"))
                     for write in batch:
                         trio.lowlevel.reschedule(write.task, write.result)
 

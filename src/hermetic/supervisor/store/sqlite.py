@@ -16,7 +16,7 @@ import apsw
 import msgspec
 import trio
 
-from hermetic.protocol.errors import Conflict, Fenced, NotFound, QueueFull, SessionBusy
+from hermetic.protocol.errors import Conflict, Fenced, NotFound, QueueFull, SessionBusy, StorageError
 from hermetic.supervisor.store.engine import Engine
 from hermetic.supervisor.store.group_commit import GroupCommit
 from hermetic.supervisor.store.interface import (
@@ -90,7 +90,10 @@ class SqliteStore:
         self._reading = trio.CapacityLimiter(1)
 
     async def _read(self, query: Callable[[apsw.Connection], T]) -> T:
-        return await trio.to_thread.run_sync(self._engine.query, query, limiter=self._reading)
+        try:
+            return await trio.to_thread.run_sync(self._engine.query, query, limiter=self._reading)
+        except RuntimeError as error:  # no thread to be had: an agent has used up the host's processes
+            raise StorageError(f"nothing can be read now: {error}") from error
 
     async def _write(self, change: Callable[[apsw.Connection], T], *, durable: bool = True, bytes: int = 0) -> T:
         return await self._writes.write(partial(change, self._engine.writer), durable=durable, bytes=bytes)
