@@ -22,6 +22,9 @@ from hermetic.protocol.framing import LineSplitter, frame
 
 REPORT_BYTES_MAX = 64 << 10
 """A report is a few hundred bytes; the keeper is our own code, but its environment is the agent's."""
+KILL_S = 5.0
+"""From the order to kill to the keeper's last report. It takes milliseconds, unless the keeper was stopped (SIGSTOP, by an
+agent that shares its namespace) or the kernel holds a process of the tree in an uninterruptible wait."""
 KEEPER_EXIT_S = 5.0
 """From the keeper's last report to its exit: nothing is left to do, so more means that it hangs."""
 
@@ -61,6 +64,11 @@ class Child:
             await self._control.send_all(byte)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
+
+    async def kill_late(self) -> None:
+        """KILL_S after an order to kill that had no effect: the keeper itself, and its init dies with it."""
+        await trio.sleep(KILL_S)
+        self._process.kill()
 
     async def wait_exited(self) -> int:
         """The keeper's return code, after which its tree is dead. One that hangs is killed."""

@@ -8,10 +8,11 @@ same way in: journaled first, then told to the child.
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
@@ -55,6 +56,16 @@ BRIEF_CHARACTERS = 64 << 10
 BRIEF_NOTE = "\n\n[The disk was full. The rest of this answer is in the turn's events.]"
 
 
+TOKENS_MAX = (1 << 53) - 1
+"""Of a session; as the bound of one turn's."""
+COST_MAX = 1e300
+"""Of a session. Two turns that each name the largest float would add up to infinity, which JSON cannot carry: the
+session could be written, and then no list that has it could be read again."""
+LONG_PARTS = ("reasoning", "tool_calls", "tool_results")
+
+Sliced = TypeVar("Sliced", str, list[str])
+
+
 class Cause(msgspec.Struct, frozen=True):
     """Why a turn ended other than by its result: what the terminal event will say."""
 
@@ -62,6 +73,11 @@ class Cause(msgspec.Struct, frozen=True):
     type: str
     fault: str = "agent"
     hint: str = ""
+
+
+OUR_MISTAKE = Cause(
+    "the server made a mistake while it ran this turn", "internal", "hermetic", HermeticError.default_hint
+)
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -118,6 +134,7 @@ class LiveTurn:
         self._stderr = bytearray()
         self._event_bytes = 0
         self._ready = False
+        self._killing = False
         self._late = 0
 
     # --- doors: what users and the supervisor do ------------------------------------------------------------------
@@ -149,13 +166,13 @@ class LiveTurn:
             asked = self._asked[approval_id]
             if not isinstance(asked, events.Approval):
                 raise NotFound(f"{approval_id} is a question, not an approval", hint="Use …/clarifications/{id}.")
+            self._refuse_when_stopping()
             if choice != "deny" and choice not in asked.choices:
                 raise Conflict(f"this approval offers only {', '.join(asked.choices)}")
             await self._user_did(msgspec.convert(
                 {"event": "approval_resolved", "approval_id": approval_id, "choice": choice, "by": by},
                 events.ApprovalResolved,
-            ), commands.Approve(approval_id=approval_id, choice=choice))  # fmt: skip
-            await self._answered(approval_id)
+            ), commands.Approve(approval_id=approval_id, choice=choice), approval_id)  # fmt: skip
             return choice
 
     async def answer(self, clarify_id: str, text: str, by: str = "user") -> str:
@@ -166,10 +183,10 @@ class LiveTurn:
                 return text
             if not isinstance(self._asked[clarify_id], events.Clarify):
                 raise NotFound(f"{clarify_id} is an approval, not a question", hint="Use …/approvals/{id}.")
+            self._refuse_when_stopping()
             await self._user_did(msgspec.convert(
                 {"event": "clarify_resolved", "clarify_id": clarify_id, "text": text, "by": by}, events.ClarifyResolved
-            ), commands.Answer(clarify_id=clarify_id, text=text))  # fmt: skip
-            await self._answered(clarify_id)
+            ), commands.Answer(clarify_id=clarify_id, text=text), clarify_id)  # fmt: skip
             return text
 
     async def steer(self, text: str) -> None:
@@ -188,38 +205,46 @@ class LiveTurn:
         if settled != answer:
             raise Conflict(f"{ask_id} has been answered: {settled}", answer=settled)
 
-    async def _user_did(self, event: events.SupervisorEvent, command: commands.Command) -> None:
-        await self._journal([_record(event)], durable=True)
+    def _refuse_when_stopping(self) -> None:
+        """Who has pressed stop does not want the command to run that somebody else approves a moment later."""
+        if self.state.phase in (Phase.CANCELLING, Phase.ENDING):
+            raise Conflict(f"a turn that is {self.state.name} takes no answers", hint="Start a new turn.")
+
+    async def _user_did(
+        self, event: events.SupervisorEvent, command: commands.Command, ask_id: str | None = None
+    ) -> None:
+        """`ask_id`: what is settled by it, from the moment that the journal has it, delivered or not."""
+        if not await self._journal([_record(event)], durable=True):
+            raise StorageError("this could not be recorded, so the agent was not told; the turn is being ended")
+        if ask_id is not None:
+            del self._asked[ask_id]
+            if not self._asked:
+                await self._happen(What.ANSWERED)
         try:
             self._commands_in.send_nowait(command)
         except trio.WouldBlock:
             raise Conflict("the agent does not read its commands; it was recorded but not delivered") from None
-
-    async def _answered(self, ask_id: str) -> None:
-        del self._asked[ask_id]
-        if not self._asked:
-            await self._happen(What.ANSWERED)
 
     # --- the turn's life ------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """From the claim to the end. Whatever goes wrong inside ends the turn, never the supervisor."""
         try:
-            async with self._stack, trio.open_nursery() as self._nursery:
-                async with self._lock:
-                    await self._claim()
-                await self.ended.wait()
-                self._nursery.cancel_scope.cancel()
+            async with self._stack:
+                try:
+                    async with trio.open_nursery() as self._nursery:
+                        async with self._lock:
+                            await self._claim()
+                        await self.ended.wait()
+                        self._nursery.cancel_scope.cancel()
+                finally:
+                    self._nursery = None
         except Exception:
             log.exception("turn_broke", turn_id=self.turn_id)
-            if not self.ended.is_set():
-                self._cause = Cause(
-                    "the server made a mistake while it ran this turn",
-                    "internal",
-                    "hermetic",
-                    HermeticError.default_hint,
-                )
-                await self._end(TurnState(Phase.ENDED, self.state.verdict or "failed"))
+            async with self._lock:  # a door may be writing the journal in this moment
+                if not self.ended.is_set():
+                    self._cause = OUR_MISTAKE
+                    await self._end(TurnState(Phase.ENDED, self.state.verdict or "failed"))
 
     async def announce_queued(self, position: int) -> None:
         async with self._lock:
@@ -260,8 +285,7 @@ class LiveTurn:
                 case Action.TERM:
                     await self._terminate()
                 case Action.KILL:
-                    if self._child:
-                        await self._child.order(KILL)
+                    await self._kill()
                 case Action.ARM_READY:
                     self._arm(self._config.turns.ready_s, "failed")
                 case Action.ARM_EXIT:
@@ -276,8 +300,8 @@ class LiveTurn:
     def _arm(self, seconds: float, verdict: events.Verdict | None = None) -> None:
         self._timer.cancel()
         self._timer = trio.CancelScope()
-        assert self._nursery
-        self._nursery.start_soon(self._time_out, seconds, self._timer, verdict)
+        if self._nursery:  # else the turn has broken, and run() is about to end it
+            self._nursery.start_soon(self._time_out, seconds, self._timer, verdict)
 
     async def _time_out(self, seconds: float, scope: trio.CancelScope, verdict: events.Verdict | None) -> None:
         with scope:
@@ -341,12 +365,22 @@ class LiveTurn:
                 pass  # SIGTERM says the same
             await self._child.order(TERMINATE)
 
+    async def _kill(self) -> None:
+        if self._child:
+            await self._child.order(KILL)
+            if self._nursery and not self._killing:
+                self._killing = True
+                self._nursery.start_soon(self._child.kill_late)
+
     # --- tasks that listen ----------------------------------------------------------------------------------------
 
     async def _read_events(self, child: Child, end: trio.Event) -> None:
         decoder: FrameDecoder[events.ChildEvent] = event_decoder(self._config.limits.frame_bytes_max)
         broken: ProtocolError | None = None
         while data := await _receive(child.events, READ_BYTES):
+            # The keeper's report and the agent's Ready take two ways. Not under the lock: a keeper that never reports
+            # must not hold up the timer that kills it.
+            await self._reported.wait()
             if broken:
                 continue  # the tree is being killed; read on so that it does not block
             try:
@@ -425,7 +459,6 @@ class LiveTurn:
                 hint="Install the same version of hermetic in the agent's environment as in the server's.",
             )
         self._ready = True
-        await self._reported.wait()  # the keeper's report and the agent's Ready take two ways
         if self._spawned:
             await self._happen(What.READY)
         return None
@@ -463,7 +496,7 @@ class LiveTurn:
         while data := await _receive(child.stderr, READ_BYTES):
             self._stderr += data
             if len(self._stderr) > 2 * kept:
-                del self._stderr[:-kept]
+                del self._stderr[: len(self._stderr) - kept]
         end.set()
 
     async def _write_commands(self, child: Child) -> None:
@@ -504,13 +537,13 @@ class LiveTurn:
 
     # --- the journal ----------------------------------------------------------------------------------------------
 
-    async def _journal(self, records: list[Record], *, durable: bool = False) -> None:
+    async def _journal(self, records: list[Record], *, durable: bool = False) -> bool:
         """Into the journal, then to the readers. A store that refuses ends the turn; its end is written when it can be.
 
-        The lock is held.
+        False: refused. The lock is held.
         """
         if not records:
-            return
+            return True
         first_seq = self.feed.last_seq + 1
         append = self._store.append_durable if durable else self._store.append
         try:
@@ -521,8 +554,9 @@ class LiveTurn:
                 self._on_storage_error()
             self._cause = self._cause or _cause(error)
             await self._happen(What.ABORT, "failed")
-            return
+            return False
         self._publish(first_seq, records)
+        return True
 
     def _publish(self, first_seq: int, records: list[Record], *, last: bool = False) -> None:
         entries = [Entry(first_seq + n, name, data) for n, (name, data) in enumerate(records)]
@@ -533,29 +567,39 @@ class LiveTurn:
     # --- the end --------------------------------------------------------------------------------------------------
 
     async def _end(self, following: TurnState) -> None:
-        """Writes the end in one step, then lets readers see it. Does not give up while the server lives."""
+        """Writes the end in one step, then lets readers see it. Does not give up while the server lives.
+
+        Whatever cannot be written in the usual way, for a reason that nobody has thought of, is left out of the next
+        try: an end without an answer is better than none, and one turn's end must never be the server's.
+        """
         verdict = following.verdict
         assert verdict
-        refused = False
+        refused = broke = False
         while True:
             try:
                 with trio.CancelScope(shield=True):
-                    await self._write_end(verdict, brief=refused)
+                    await self._write_end(verdict, brief=refused, bare=broke)
                 break
             except StorageError as error:
                 refused = True
                 self._on_storage_error()
                 log.error("turn_end_not_written", turn_id=self.turn_id, error=error.message)
-                await trio.sleep(END_RETRY_S)
             except Fenced:
                 log.warning("turn_fenced", turn_id=self.turn_id, epoch=self.epoch)
                 self.feed.publish([], last=True)
                 break
-        self.state = following
+            except Exception:
+                broke, verdict, self._cause = True, "failed", OUR_MISTAKE
+                log.exception("turn_end_broke", turn_id=self.turn_id)
+            await trio.sleep(END_RETRY_S)
+        self.state = TurnState(Phase.ENDED, verdict)
         self.ended.set()
 
-    async def _write_end(self, verdict: events.Verdict, *, brief: bool) -> None:
-        """`brief`: the store has refused the whole of it; a long answer is cut, the journal has the rest."""
+    async def _write_end(self, verdict: events.Verdict, *, brief: bool, bare: bool = False) -> None:
+        """`brief`: the store has refused the whole of it; a long answer is cut, the journal has the rest.
+        `bare`: something in it breaks us; nothing but the end itself is written."""
+        if bare:
+            self._result, self.fold, self._asked, self._stderr = None, Fold(), {}, bytearray()
         row = await self._store.session(self.spec.session_id)
         now = time.time()
         result = self._result if isinstance(self._result, events.Result) else None
@@ -566,8 +610,8 @@ class LiveTurn:
             partial=verdict != "done",
             final_text=result.text if result else None,
         )
-        if message and brief and len(message["content"]) > BRIEF_CHARACTERS:
-            message["content"] = message["content"][:BRIEF_CHARACTERS] + BRIEF_NOTE
+        if message and brief:
+            message = _brief(message)
         messages = [message] if message else []
         if result and result.turn_messages and verdict == "done" and not brief:
             own = [{**said, "turn_id": self.turn_id} for said in result.turn_messages]
@@ -596,7 +640,7 @@ class LiveTurn:
                 history=self._history(result, now),
                 change=change,
                 ended_at=now,
-                stderr=self.stderr_text()[-self._config.limits.stderr_bytes_max :] or None,
+                stderr=_last(self.stderr_text(), self._config.limits.stderr_bytes_max) or None,
             )
         )
         self._asked.clear()
@@ -623,7 +667,7 @@ class LiveTurn:
     ) -> events.TerminalEvent:  # fmt: skip
         if verdict == "done":
             shown = msgspec.to_builtins(session) if session else {}
-            calls = msgspec.to_builtins(self.fold.cards())
+            calls = msgspec.to_builtins(self.fold.cards()) if any("tool_calls" in m for m in messages) else []
             return events.Done(
                 turn_id=self.turn_id, session={**shown, "messages": messages, "tool_calls": calls}, usage=usage
             )
@@ -640,7 +684,7 @@ class LiveTurn:
             hint=cause.hint,
             exit_code=exited.exit_code if exited and verdict == "crashed" else None,
             signal=exited.signal if exited and verdict == "crashed" else None,
-            stderr=self.stderr_text().splitlines()[-self._config.limits.stderr_lines :]
+            stderr=_last(self.stderr_text().splitlines(), self._config.limits.stderr_lines)
             if verdict in ("crashed", "failed")
             else [],
         )
@@ -669,9 +713,9 @@ def session_change(now: float, usage: events.Usage, title: str | None) -> Change
         session,
         title=session.title if session.title_by_user or not title else title,
         updated_at=now,
-        input_tokens=session.input_tokens + usage.input_tokens,
-        output_tokens=session.output_tokens + usage.output_tokens,
-        estimated_cost=session.estimated_cost + usage.estimated_cost,
+        input_tokens=min(session.input_tokens + usage.input_tokens, TOKENS_MAX),
+        output_tokens=min(session.output_tokens + usage.output_tokens, TOKENS_MAX),
+        estimated_cost=min(session.estimated_cost + usage.estimated_cost, COST_MAX),
     )
 
 
@@ -697,6 +741,23 @@ def _cause(error: HermeticError | OSError) -> Cause:
 
 
 def _signal_name(code: int) -> str | None:
-    import signal
+    if code >= 0:
+        return None
+    try:
+        return signal.Signals(-code).name
+    except ValueError:  # a real-time signal
+        return f"SIG{-code}"
 
-    return signal.Signals(-code).name if code < 0 else None
+
+def _last(what: Sliced, count: int) -> Sliced:
+    """The last `count`; not `what[-count:]`, which is all of it when `count` is 0."""
+    return what[max(len(what) - count, 0) :]
+
+
+def _brief(message: dict[str, Any]) -> dict[str, Any]:
+    """Only what must be in the session when there is no room: some of the answer, none of the rest if it is long."""
+    rest = {name: value for name, value in message.items() if name not in LONG_PARTS}
+    long = sum(len(msgspec.json.encode(message[name])) for name in LONG_PARTS if name in message) > BRIEF_CHARACTERS
+    if not long and len(message["content"]) <= BRIEF_CHARACTERS:
+        return message
+    return (rest if long else message) | {"content": message["content"][:BRIEF_CHARACTERS] + BRIEF_NOTE}
