@@ -12,12 +12,14 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
+import outcome
 import structlog
 import trio
 
@@ -68,8 +70,13 @@ SESSION_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """What a session may be called: it becomes a folder's name and a part of URLs. Ours are 12 hexadecimal digits."""
 WEBUI_STATE_S = 5.0
 """For the web UI's file: a session's next turn waits for it, and a folder on a dead network must not hold that up."""
+T = TypeVar("T")
+
 RETRY_CONFLICT = 5
 """Tries of a read-change-write on a session; each loser lost to a write that succeeded."""
+
+STOP_S = 15.0
+"""From the end of a turn's grace to its end, in a drain: killing, reaping and the last write take some seconds at worst."""
 
 BY_USER = "Cancelled by the user. What was said so far is kept in the session."
 BEFORE_START = "Cancelled before the agent started."
@@ -272,11 +279,15 @@ class Supervisor:
                     turn_id=turn_row.spec.turn_id,
                 )
             return self._view(turn_row)
-        live = self._admit(turn_row)
+        live = self._admit(turn_row)  # no checkpoint since the store has it: a client that hangs up changes nothing
         self._dispatch()
         if live.state.phase is Phase.QUEUED and spec.turn_id not in self._running:
-            await live.announce_queued(self._queue_position(spec.turn_id) or 1)
+            await self._whole(partial(self._announce_queued, live))
         return self._view(turn_row)
+
+    async def _announce_queued(self, live: LiveTurn) -> None:
+        await live.announce_queued(self._queue_position(live.turn_id) or 1)
+        self._forget_ended(live)  # the store may have refused
 
     async def turn(self, turn_id: str) -> api.TurnView:
         return self._view(await self._turn(turn_id))
@@ -284,6 +295,10 @@ class Supervisor:
     async def cancel(self, turn_id: str) -> api.Accepted:
         """Durable and idempotent; accepted in every state."""
         row = await self._turn(turn_id)
+        return await self._whole(partial(self._cancel, row))
+
+    async def _cancel(self, row: TurnRow) -> api.Accepted:
+        turn_id = row.spec.turn_id
         await self.store.request_cancel(turn_id)
         if live := self._live.get(turn_id):
             message = BEFORE_START if live.state.phase is Phase.QUEUED else BY_USER
@@ -296,16 +311,40 @@ class Supervisor:
 
     async def approve(self, turn_id: str, approval_id: str, choice: events.Choice) -> api.ApprovalView:
         live = await self._live_turn(turn_id)
-        return api.ApprovalView(approval_id=approval_id, choice=await live.approve(approval_id, choice))
+        settled = await self._whole(partial(live.approve, approval_id, choice))
+        return api.ApprovalView(approval_id=approval_id, choice=settled)
 
     async def answer(self, turn_id: str, clarify_id: str, text: str) -> api.ClarifyView:
         live = await self._live_turn(turn_id)
-        return api.ClarifyView(clarify_id=clarify_id, text=await live.answer(clarify_id, text))
+        return api.ClarifyView(clarify_id=clarify_id, text=await self._whole(partial(live.answer, clarify_id, text)))
 
     async def steer(self, turn_id: str, message: str) -> api.Accepted:
         live = await self._live_turn(turn_id)
-        await live.steer(check_message(message, self.config.limits.message_bytes_max))
+        await self._whole(partial(live.steer, check_message(message, self.config.limits.message_bytes_max)))
         return api.Accepted(turn_id=turn_id, state=live.state.name)
+
+    async def _whole(self, do: Callable[[], Awaitable[T]]) -> T:
+        """What `do` returns or raises; it runs to its end even when the caller is cancelled.
+
+        A request is cancelled when its client hangs up. In the middle of a stop that would leave a turn `cancelling`
+        with no timer to kill it; between the note in the store and the stop, a turn that runs on.
+        """
+        done = trio.Event()
+        ended: list[outcome.Outcome[T]] = []
+
+        async def run() -> None:
+            try:
+                ended.append(outcome.Value(await do()))
+            except Exception as error:  # noqa: BLE001 (it is the caller's to see)
+                ended.append(outcome.Error(error))
+            finally:
+                done.set()
+
+        self._nursery.start_soon(run)
+        await done.wait()
+        if not ended:
+            raise Draining("the server is about to stop")
+        return ended[0].unwrap()
 
     async def _turn(self, turn_id: str) -> TurnRow:
         row = await self.store.turn(turn_id)
@@ -377,6 +416,8 @@ class Supervisor:
         try:
             await live.run()
             await self._write_webui_state(live.spec.session_id)
+        except Exception:  # run() ends every turn; if it fails in that, the others go on all the same
+            log.exception("turn_lost_hold", turn_id=live.turn_id)
         finally:
             self._running.discard(live.turn_id)
             self._forget_ended(live)
@@ -413,6 +454,7 @@ class Supervisor:
     async def _prepare(self, live: LiveTurn) -> Start:
         """What the child gets: an environment from nothing, and its Start."""
         spec = live.spec
+        self._check_names(spec.agent, spec.profile)  # it may have waited through a restart with another configuration
         agent = self.config.agents[spec.agent]
         profile = self.config.profiles[spec.profile]
         home = Path(profile.home).expanduser() if profile.home else self.data / "profiles" / spec.profile
@@ -506,9 +548,18 @@ class Supervisor:
             await settled.wait()
 
     async def left(self, reader: Reader) -> None:
-        """A reader has gone; a turn that was to be cancelled with its last reader is."""
+        """A reader has gone; a turn that was to be cancelled with its last reader is.
+
+        Not while the server drains: then it is we who cut the readers, and they come back to a turn that waits.
+        """
         live = self._live.get(reader.turn_id)
-        if live and live.spec.on_disconnect == "cancel" and live.feed.readers == 0 and not live.feed.closed:
+        if (
+            live
+            and not self.draining.is_set()
+            and live.spec.on_disconnect == "cancel"
+            and live.feed.readers == 0
+            and not live.feed.closed
+        ):
             await self.cancel(reader.turn_id)
 
     async def _fold_journal(self, turn_id: str) -> Fold:
@@ -549,7 +600,11 @@ class Supervisor:
         )
 
     async def drain(self) -> None:
-        """Takes no more turns, gives running ones `drain_s` to finish, then stops them. Queued ones stay queued."""
+        """Takes no more turns, gives running ones `drain_s` to finish, then stops them. Queued ones stay queued.
+
+        Returns when all have ended. One whose end the store refuses is waited for no longer than STOP_S beyond its
+        grace: the next server ends it, from the journal.
+        """
         self.draining.set()
         running = [live for live in self._live.values() if live.turn_id in self._running]
         with trio.move_on_after(self.config.server.drain_s):
@@ -557,25 +612,36 @@ class Supervisor:
                 await live.ended.wait()
             return
         cause = Cause("The server is stopping. What was said so far is kept in the session.", "cancelled", "host")
-        async with trio.open_nursery() as nursery:
+        with trio.move_on_after(self.config.turns.grace_s + STOP_S):
+            async with trio.open_nursery() as nursery:
+                for live in running:
+                    nursery.start_soon(live.stop, "cancelled", cause)
             for live in running:
-                nursery.start_soon(live.stop, "cancelled", cause)
-        for live in running:
-            await live.ended.wait()
+                await live.ended.wait()
+            return
+        log.error("turns_left", turns=[live.turn_id for live in running if not live.ended.is_set()])
 
     async def recover(self) -> None:
         """Puts right what an earlier server left: see the module's first lines."""
         for row in await self.store.unended():
             if row.state == "queued" and not row.cancel_requested:
                 self._admit(row)
-            else:
+                continue
+            try:
+                await self._recover_one(row)
+            except StorageError:  # a disk that was full when the last server died is still full: this is what
+                self._ballast.drop()  # the reserve is for
                 await self._recover_one(row)
         self._dispatch()
 
     async def _recover_one(self, row: TurnRow) -> None:
         """Ends a turn whose server died, with what the journal has of it."""
         turn_id, now = row.spec.turn_id, time.time()
-        fold = await self._fold_journal(turn_id)
+        try:
+            fold = await self._fold_journal(turn_id)
+        except msgspec.MsgspecError:  # an event of another version: one turn must not keep the server from starting
+            log.exception("turn_not_folded", turn_id=turn_id)
+            fold = Fold()
         resolved: list[events.Event] = [
             events.ApprovalResolved(approval_id=ask.approval_id, choice="deny", by="end")
             if isinstance(ask, events.Approval)
