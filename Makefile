@@ -4,6 +4,7 @@ PYTHON ?= python3
 DATA ?= ./.hermetic
 VENV := .venv
 BIN := $(VENV)/bin
+HERMES := .cache/hermes-venv
 NPM_LOCKS := $(wildcard tests/*/package-lock.json)
 
 .PHONY: help run test lint docs bench clients clean
@@ -20,7 +21,7 @@ help:
 run: $(VENV)/run.stamp
 	@exec $(BIN)/hermetic serve --data $(DATA) $(ARGS)
 
-test: $(VENV)/work.stamp clients
+test: $(VENV)/work.stamp clients $(HERMES)/hermes.stamp
 	$(BIN)/python -m pytest -n auto -ra $(ARGS)
 
 lint: $(VENV)/work.stamp
@@ -36,7 +37,7 @@ bench: $(VENV)/bench.stamp
 	$(BIN)/python -m bench $(ARGS)
 
 clean:
-	rm -rf $(VENV) tests/*/node_modules dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(HERMES) tests/*/node_modules dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # JavaScript readers of event streams, and what the page's tests need. Without npm those tests are skipped and say so.
@@ -47,6 +48,10 @@ clients:
 		[ $$folder/node_modules/.package-lock.json -nt $$lock ] || \
 			npm ci --prefix $$folder --no-audit --no-fund --loglevel=error || exit; \
 	done
+
+# hermes-agent in an environment of its own, for its tests. Where pip cannot get it, those are skipped and say so.
+$(HERMES)/hermes.stamp: tests/hermes/hermes_environment.py | $(BIN)/python
+	@$(BIN)/python $< $(HERMES)
 
 # A stamp names the folder that it was made in: an environment that was moved or copied holds the old paths. One whose
 # Python is gone (an upgrade of the system, say) cannot be mended either. Without its Python both are made again.

@@ -8,9 +8,9 @@ import pytest
 
 sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("end_to_end", "agent_child")]
 
-from harness import Server  # noqa: E402
-from hermes_environment import CannotInstall, environment  # noqa: E402
-from provider import Provider  # noqa: E402
+from harness import Server
+from hermes_environment import CannotInstall, environment
+from provider import Provider
 
 CONFIG = """
 model:

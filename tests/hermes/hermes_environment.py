@@ -37,6 +37,7 @@ def environment(folder: Path = FOLDER) -> Path:
             if done.returncode:
                 raise CannotInstall((done.stderr.strip().splitlines() or ["pip said nothing"])[-1])
             stamp.write_text(wanted)
+        stamp.touch()  # newer than this file, for make
         return python
 
 

@@ -51,7 +51,9 @@ def text_of(content: Any) -> str:
 def script_of(body: dict[str, Any]) -> list[str]:
     """The steps for this request."""
     messages = body["messages"]
-    newest = max((i for i, m in enumerate(messages) if m["role"] == "user" and "say:" in text_of(m["content"])), default=0)
+    newest = max(
+        (i for i, m in enumerate(messages) if m["role"] == "user" and "say:" in text_of(m["content"])), default=0
+    )
     script = text_of(messages[newest].get("content")).partition("say:")[2]
     parts = re.split(r"^---$", script, flags=re.MULTILINE)
     answered = sum(1 for m in messages[newest + 1 :] if m["role"] == "assistant")

@@ -127,6 +127,8 @@ class Voice:
     def __init__(self, out: Out) -> None:
         self._out = out
         self.said: list[str] = []
+        self.newest: list[str] = []
+        """Of these, what came after the last end marker."""
         self.compressed = False
         self.hears_reasoning = True
         """False for a version without a callback for it."""
@@ -137,8 +139,11 @@ class Voice:
 
     def stream_delta(self, text: str | None) -> None:
         """None is an end marker."""
+        if text is None:
+            self.newest.clear()
         if text:
             self.said.append(text)
+            self.newest.append(text)
             self._out.emit(Token(text=text))
 
     def reasoning(self, text: str | None) -> None:
@@ -322,7 +327,8 @@ def _runtime(choice: rules.ModelChoice, out: Out) -> Mapping[str, Any]:
     """Key, provider, base URL and more from the agent's own resolver; what it cannot resolve is a warning."""
     try:
         resolve = import_module("hermes_cli.runtime_provider").resolve_runtime_provider
-        wanted = {"requested": choice.provider, "explicit_base_url": choice.base_url, "target_model": choice.model}
+        # Without the base URL: given one, the resolver does not look at the key that the profile has beside it.
+        wanted = {"requested": choice.provider, "target_model": choice.model}
         found = resolve(**rules.accepted(resolve, wanted))
     except Exception as error:  # noqa: BLE001  whatever it is, the run itself will say it better
         out.emit(
@@ -354,9 +360,9 @@ def _conclude(start: Start, out: Out, voice: Voice, agent: Any, result: Mapping[
     if failure := rules.failure_of(result):
         raise failure
     interrupted = bool(result.get("interrupted"))
-    answer = str(result.get("final_response") or "").strip()
-    if answer and not interrupted and not rules.is_visible(answer, ["".join(voice.said)[-2 * len(answer) - 100 :]]):
-        voice.stream_delta(answer)
+    if not interrupted:
+        answer = str(result.get("final_response") or "")
+        voice.stream_delta(rules.unsaid(answer, "".join(voice.said), "".join(voice.newest)))
     if not voice.said and not interrupted:
         raise CannotRun(
             "the agent ended without an answer",

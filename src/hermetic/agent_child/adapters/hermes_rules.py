@@ -177,8 +177,7 @@ def stored(messages: Any) -> list[dict[str, Any]]:
     kept = []
     for message in messages if isinstance(messages, list) else []:
         if isinstance(message, Mapping) and message.get("role"):
-            row = {key: message[key] for key in KEPT_KEYS if message.get(key) is not None or key == "content"}
-            row.setdefault("content", None)
+            row = {key: message.get(key) for key in KEPT_KEYS if key == "content" or message.get(key) is not None}
             if row["role"] == "user":
                 row["content"] = _untagged_content(row["content"])
             kept.append(json.loads(json.dumps(row, default=str)))
@@ -242,6 +241,16 @@ def failure_of(result: Mapping[str, Any]) -> CannotRun | None:
     if result.get("failure_reason") == "rate_limit" or "rate limit" in text.lower() or "429" in text:
         return CannotRun(text, type="rate_limit", hint=RATE_LIMIT_HINT)
     return CannotRun(text, hint="The agent gave up; the turn's stderr and the profile's logs have more.")
+
+
+def unsaid(answer: str, said: str, newest: str) -> str:
+    """What of the final answer has not been streamed. `newest`: what was streamed since the last tool call."""
+    answer, newest = answer.strip(), newest.strip()
+    if " ".join(answer.split()) in " ".join(said.split()):
+        return ""
+    if answer.startswith(newest):
+        return answer[len(newest) :]
+    return f"\n\n{answer}"
 
 
 def is_visible(text: str, said: Iterable[str]) -> bool:
