@@ -141,6 +141,19 @@ async def test_what_breaks_us_at_the_end_costs_the_answer_and_not_the_end(monkey
     assert (await store.turn("t")).state == live.state.name == "failed"
 
 
+async def test_a_loop_of_tool_calls_ends_the_turn_and_does_not_stop_the_others(monkeypatch, autojump_clock):
+    """All with one id, and nothing between them: telling them apart took seconds of everybody's time."""
+    store = MemoryStore()
+    calls = b'{"event":"tool","name":"x","tid":"x"}\n' * (run_turn.CALLS_MAX + 100)
+    child = ScriptedChild([(0, READY), (0, calls), (1000, 0.0)])
+    async with running(monkeypatch, child, store) as live:
+        pass
+    _, end = await check_ended(store, live)
+    assert end["type"] == "over_limit"
+    call_ids = [call["id"] for call in (await store.messages("s"))[-1]["tool_calls"]]
+    assert len(set(call_ids)) == len(call_ids) > run_turn.CALLS_MAX
+
+
 async def test_a_turn_that_breaks_while_it_is_stopped_ends_all_the_same(monkeypatch, autojump_clock):
     store = MemoryStore()
     append = store.append

@@ -46,6 +46,9 @@ COMMANDS_MAX = 100
 """Commands that wait for a child that does not read; a person does not type faster."""
 PENDING_MAX = 100
 """Approvals and clarifications open at once; a person can answer one at a time."""
+CALLS_MAX = 10_000
+"""Tool calls of one turn. At its end they become one message and one set of cards, which takes all turns' time: some 50
+microseconds each. Three calls a second for an hour stay below; a loop in an agent does not."""
 EOF_S = 2.0
 """From the death of the tree to the end of its pipes. Without a PID namespace a stray writer may hold one open."""
 END_RETRY_S = 1.0
@@ -436,6 +439,13 @@ class LiveTurn:
                     f"the turn said more than limits.event_bytes_max = {self._config.limits.event_bytes_max} bytes",
                     "over_limit",
                     hint="Let the agent say less, or ask the host to raise the limit.",
+                )
+                await self._happen(What.ABORT, "over_limit")
+            elif len(self.fold.tool_calls) > CALLS_MAX:
+                self._cause = self._cause or Cause(
+                    f"the turn made more than {CALLS_MAX} tool calls",
+                    "over_limit",
+                    hint="Let the agent do less in one turn.",
                 )
                 await self._happen(What.ABORT, "over_limit")
 

@@ -214,11 +214,13 @@ def _joined(parts: list[str]) -> str:
 def _unique(ids: list[str], taken: set[str] | None = None) -> list[str]:
     """The same ids, each with a number where it was there before."""
     taken = set() if taken is None else taken
+    numbers: dict[str, int] = {}  # the next to try: an agent may give ten thousand calls one id
     unique = []
     for original in ids:
-        name, number = original, 2
+        name, number = original, numbers.get(original, 2)
         while name in taken:
             name, number = f"{original}_{number}", number + 1
+        numbers[original] = number
         taken.add(name)
         unique.append(name)
     return unique
