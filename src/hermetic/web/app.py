@@ -22,6 +22,20 @@ SECURITY_HEADERS = {
 }
 
 
+def _host_of(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:  # such as `[`: no address at all
+        return ""
+
+
+def _same_host(origin: str, host: str) -> bool:
+    try:
+        return urlsplit(origin).netloc == host
+    except ValueError:
+        return False
+
+
 def make_app(supervisor: Supervisor, *, loopback: bool) -> QuartTrio:
     """`loopback`: the server listens there only, so a request that names another host comes from a page that has
     rebound its DNS name to us."""
@@ -41,10 +55,10 @@ def make_app(supervisor: Supervisor, *, loopback: bool) -> QuartTrio:
     @app.before_request
     async def guard() -> None:
         host = request.headers.get("Host", "")
-        if loopback and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+        if loopback and not is_loopback(_host_of(f"//{host}")):
             raise Forbidden(f"this server answers only to loopback names, not to {host[:80]!r}")
         origin = request.headers.get("Origin")
-        if origin and request.method not in ("GET", "HEAD", "OPTIONS") and urlsplit(origin).netloc != host:
+        if origin and request.method not in ("GET", "HEAD", "OPTIONS") and not _same_host(origin, host):
             raise Forbidden(f"a page of another origin ({origin[:80]}) may not change anything here")
 
     @app.after_request
