@@ -15,6 +15,6 @@ from hermetic.web.app import make_app
 )
 async def test_a_host_that_cannot_be_read_is_forbidden(tmp_path, nursery, headers):
     supervisor = Supervisor(Config(), MemoryStore(), tmp_path, nursery, events.Seal(level=0), {})
-    client = make_app(supervisor, loopback=True).test_client()
+    client = make_app(supervisor, loopback=True).test_client(use_cookies=False)
     response = await client.post("/v1/sessions", headers=headers)
     assert response.status_code == 403
