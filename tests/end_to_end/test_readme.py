@@ -12,7 +12,7 @@ README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
 def block(language: str, containing: str) -> str:
-    blocks = re.findall(rf"```{language}\n(.*?)```", README, re.S)
+    blocks = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
     [found] = [b for b in blocks if containing in b]
     return found
 

@@ -716,14 +716,23 @@ async def open_supervisor(
         ) from error
     async with open_sqlite(data / "hermetic.db") as store:
         seal = await probe()
-        async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as outer:
+            nursery: trio.Nursery = await outer.start(_hold_turns)
             supervisor = Supervisor(
                 config, store, data.resolve(), nursery, seal, os.environ if server_environ is None else server_environ
             )
-            await supervisor.recover()
             try:
+                await supervisor.recover()
                 yield supervisor
             finally:
                 with trio.CancelScope(shield=True):
                     await supervisor.drain()
                 nursery.cancel_scope.cancel()
+
+
+async def _hold_turns(task_status: trio.TaskStatus[trio.Nursery]) -> None:
+    """A nursery that a cancel from outside does not reach: turns end by `drain`, never by losing their tasks."""
+    with trio.CancelScope(shield=True):
+        async with trio.open_nursery() as nursery:
+            task_status.started(nursery)
+            await trio.sleep_forever()
