@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -157,6 +159,33 @@ async def test_an_approval_for_always_lives_in_the_profile(hermes, tmp_path: Pat
     assert "command_allowlist" in (agent.home() / "config.yaml").read_text()
     _, other = await approved(agent, await agent.server.session(profile="other"), "deny", tmp_path / "target")
     assert other, "another profile asks for itself"
+
+
+async def test_usage_is_synced_to_the_agents_own_store_when_that_is_asked_for(hermes) -> None:
+    agent = await hermes()
+    synced = agent.server.config.read_text().replace(
+        'adapter = "hermes"\n', 'adapter = "hermes"\noptions = {sync_insights = true}\n'
+    )
+    session = await agent.server.session()
+    await agent.run("say One.", session=session)
+    rows = "SELECT input_tokens, output_tokens, title FROM sessions WHERE id = ?"
+    assert not stored_in(agent.home() / "state.db", rows, session), "not unless it is asked for"
+    await agent.server.stop()
+    agent.server.config.write_text(synced)
+    await agent.server.start()
+    check_whole(await agent.run("say Two.", session=session))
+    [(given, taken, title)] = stored_in(agent.home() / "state.db", rows, session)
+    assert (given, taken) == (22, 14), "the session's totals"
+    assert title.startswith("Please say:")
+
+
+def stored_in(path: Path, query: str, *values: str) -> list[tuple]:
+    if not path.exists():
+        return []
+    with closing(sqlite3.connect(path)) as db:
+        if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'sessions'").fetchall():
+            return []
+        return db.execute(query, values).fetchall()
 
 
 async def test_a_question_and_its_answer(hermes) -> None:

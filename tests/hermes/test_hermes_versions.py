@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -66,7 +67,16 @@ def agent(tmp_path: Path) -> Iterator[Agent]:
 
     with ExitStack() as stack:
 
-        def start(code: str, *, approval: str = APPROVAL, config: str = "{}", **fields: Any) -> Child:
+        def start(
+            code: str,
+            *,
+            approval: str = APPROVAL,
+            config: str = "{}",
+            modules: dict[str, str] | None = None,
+            **fields: Any,
+        ) -> Child:
+            for name, source in (modules or {}).items():
+                write(name, source)
             write("run_agent.py", code)
             write("tools/approval.py", approval)
             write("hermes_cli/config.py", f"def load_config(): return {config}")
@@ -228,6 +238,40 @@ def test_messages_that_do_not_fit_into_a_frame_are_folded_instead(agent: Agent) 
     assert isinstance(last, Result)
     assert (last.messages, last.turn_messages) == (None, None)
     assert said(child, Warning) == []
+
+
+STATE = """
+    import json
+    class SessionDB:
+        def ensure_session(self, session_id, source, model): self.rows = [[session_id, source, model]]
+        def update_token_counts(self, session_id, **counts): self.rows.append(counts)
+        def set_session_title(self, session_id, title):
+            print(json.dumps([*self.rows, title]))
+            raise ValueError("there is one already")
+"""
+
+
+def test_insights_are_the_sessions_totals(agent: Agent) -> None:
+    child = agent(
+        new("self.say('On.'); return {'completed': True, 'input_tokens': 3, 'estimated_cost_usd': 0.5}"),
+        modules={"hermes_state.py": STATE},
+        options={"sync_insights": True}, model="m", title="A talk",
+        used=Usage(input_tokens=10, output_tokens=20, estimated_cost=1.0),
+    )  # fmt: skip
+    assert isinstance(child.finish(), Result)
+    totals = {"input_tokens": 13, "output_tokens": 20, "estimated_cost_usd": 1.5, "model": "m", "absolute": True}
+    assert json.dumps([["0123456789ab", "hermetic", "m"], totals, "A talk"]) in child.stderr
+    assert said(child, Warning) == []
+
+
+def test_insights_that_fail_do_not_break_the_turn(agent: Agent) -> None:
+    child = agent(
+        new("self.say('On.'); return {'completed': True}"),
+        modules={"hermes_state.py": "class SessionDB:\n    def __init__(self): raise OSError('disk full')"},
+        options={"sync_insights": True},
+    )  # fmt: skip
+    assert isinstance(child.finish(), Result)
+    assert [w.code for w in said(child, Warning)] == ["insights_not_synced"]
 
 
 def test_a_steer_that_came_too_late_goes_back(agent: Agent) -> None:

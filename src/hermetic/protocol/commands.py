@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
-from hermetic.protocol.events import Choice, tag_of
+from hermetic.protocol.events import Choice, Usage, tag_of
 
 
 class Command(Struct, frozen=True, kw_only=True, tag_field="command", tag=tag_of, forbid_unknown_fields=True):
@@ -38,6 +38,10 @@ class Start(Command, frozen=True):
     model: str | None = None
     personality: str | None = None
     """One of those that the profile defines, for the adapters that know some."""
+    title: str = ""
+    """The session's."""
+    used: Usage = field(default_factory=Usage)
+    """By the session's earlier turns together."""
     options: dict[str, Any] = field(default_factory=dict)
     """The agent's own settings, as they stand in the configuration."""
     frame_bytes_max: int = 1 << 20

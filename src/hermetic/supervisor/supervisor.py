@@ -489,6 +489,12 @@ class Supervisor:
                 python_path=agent.python_path,
                 model=spec.model or agent.model,
                 personality=session.personality,
+                title=session.title,
+                used=events.Usage(
+                    input_tokens=session.input_tokens,
+                    output_tokens=session.output_tokens,
+                    estimated_cost=session.estimated_cost,
+                ),
                 options=agent.options,
                 frame_bytes_max=self.config.limits.frame_bytes_max,
                 approval_s=self.config.turns.approval_s,

@@ -13,6 +13,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -35,6 +36,7 @@ from hermetic.protocol.events import (
     Token,
     Tool,
     ToolComplete,
+    Usage,
     Warning,
 )
 from hermetic.protocol.framing import frame
@@ -43,7 +45,7 @@ INSTALL = (
     "Run `python -m pip install hermes-agent` in the environment of the agent's `interpreter`; "
     "without one in its section of the configuration, in the server's own."
 )
-OPTIONS = ("max_iterations", "toolsets")
+OPTIONS = ("max_iterations", "sync_insights", "toolsets")
 AGAIN_S = 0.5
 """Between two interrupts of a cancelled turn: one that comes while the agent begins a step may be forgotten by it."""
 _EARLY_S = 0.05
@@ -351,6 +353,8 @@ def _conclude(start: Start, out: Out, voice: Voice, agent: Any, result: Mapping[
     compressor = getattr(agent, "context_compressor", None)
     usage = rules.usage_of(result, compressor)
     out.emit(Metering(usage=usage))
+    if start.options.get("sync_insights"):
+        _sync_insights(start, out, usage, str(getattr(agent, "model", None) or start.model or ""))
     session_id = getattr(agent, "session_id", None) or result.get("session_id")
     rotated = str(session_id) if session_id and session_id != start.session_id else None
     if rotated or (getattr(compressor, "compression_count", 0) or 0) > 0:
@@ -380,3 +384,27 @@ def _conclude(start: Start, out: Out, voice: Voice, agent: Any, result: Mapping[
     if interrupted or len(frame(last)) > start.frame_bytes_max:  # what was said is in the events
         last = msgspec.structs.replace(last, messages=None, turn_messages=None)
     return last
+
+
+def _sync_insights(start: Start, out: Out, usage: Usage, model: str) -> None:
+    """The session's totals into the agent's own store, where `hermes insights` counts them. Never breaks a turn."""
+    try:
+        store = import_module("hermes_state").SessionDB()
+        store.ensure_session(start.session_id, source="hermetic", model=model)
+        totals = {
+            "input_tokens": start.used.input_tokens + usage.input_tokens,
+            "output_tokens": start.used.output_tokens + usage.output_tokens,
+            "estimated_cost_usd": start.used.estimated_cost + usage.estimated_cost,
+        }
+        store.update_token_counts(start.session_id, **totals, model=model, absolute=True)
+        if start.title:
+            with suppress(ValueError):  # another session has this title already
+                store.set_session_title(start.session_id, start.title)
+    except Exception as error:  # noqa: BLE001  whatever the store's trouble is, the answer stands
+        out.emit(
+            Warning(
+                message=f"The turn's usage was not written to the insights: {without_paths(str(error))}",
+                code="insights_not_synced",
+                hint="Everything else of the turn is as it should be.",
+            )
+        )
