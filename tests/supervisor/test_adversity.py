@@ -69,6 +69,17 @@ async def test_an_order_to_kill_that_has_no_effect_is_not_the_last_word(monkeypa
     assert child.orders[-1] == KILL
 
 
+@pytest.mark.parametrize("before", [[], [(0, READY)], [(0, READY), (0, b'{"event":"tok')]])
+async def test_a_child_that_closes_its_events_and_lives_on_is_ended(monkeypatch, autojump_clock, before):
+    """It was waited for until the wall clock, an hour."""
+    store = MemoryStore()
+    async with running(monkeypatch, ScriptedChild([*before, (0, "close_events")]), store) as live:
+        with trio.fail_after(20):
+            await live.ended.wait()
+    _, end = await check_ended(store, live)
+    assert (end["state"], end["type"]) == ("failed", "protocol")
+
+
 async def test_an_answer_to_a_child_that_does_not_read_counts_once(monkeypatch, autojump_clock):
     store = MemoryStore()
     asks = events.Approval(approval_id="a", command="ls", expires_at=FAR)

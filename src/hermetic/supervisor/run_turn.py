@@ -403,6 +403,11 @@ class LiveTurn:
                 async with self._lock:
                     self._cause = self._cause or _cause(error)
         end.set()
+        await trio.sleep(self._config.turns.exit_s)
+        async with self._lock:  # still alive, and nothing that it does can end the turn any more
+            if self.state.phase in (Phase.STARTING, Phase.RUNNING, Phase.WAITING):
+                self._cause = self._cause or _cause(ProtocolError("the agent closed its event stream without a result"))
+                await self._happen(What.ABORT, "failed")
 
     async def _heard(self, frames: list[tuple[bytes, events.ChildEvent]]) -> None:
         """Events of the child, in order. Raises `ProtocolError`; what came before the fault is in the journal."""
