@@ -43,7 +43,7 @@ def resolve_workspace(asked: str | None, *, session_id: str, roots: Iterable[str
     own = data / "workspaces" / session_id
     if not _is_plain(session_id):
         raise UnknownWorkspace("the session's id cannot name a folder")
-    if asked is None:
+    if asked is None or asked == str(own):  # before links are followed: one may have taken its place
         return _made(own)
     path = _real(asked)
     if path == own:

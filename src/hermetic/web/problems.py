@@ -18,6 +18,7 @@ from hermetic.protocol.errors import (
     NotFound,
     QueueFull,
     TooLarge,
+    Unauthorized,
 )
 
 log = structlog.get_logger()
@@ -42,6 +43,8 @@ def problem_response(error: HermeticError) -> Response:
     response.headers["Cache-Control"] = "no-store"
     if isinstance(error, QueueFull | Draining):
         response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    if isinstance(error, Unauthorized):
+        response.headers["WWW-Authenticate"] = "Bearer"
     return response
 
 

@@ -37,6 +37,8 @@ FIELD_BYTES_MAX = 4 << 10
 """One field; a session's id is 64 characters."""
 PARTS_MAX = 16
 """Parts of a form; the web UI sends two."""
+PIECE_BYTES = 16 << 10
+"""What the parser is given at once; more than FORM_BYTES it would take for a header without an end."""
 STALL_S = 30.0
 """Without a byte of the body; then whoever sent it has gone."""
 NAME_CHARACTERS = 200
@@ -156,8 +158,10 @@ async def _body(request: Request, bytes_max: int) -> AsyncIterator[bytes]:
                 raise _too_large(bytes_max) from None
         if scope.cancelled_caught:
             raise ClientError(f"the body stalled for {STALL_S:g} s")
-        yield chunk
+        for at in range(0, len(chunk), PIECE_BYTES):
+            yield chunk[at : at + PIECE_BYTES]
         if not chunk:
+            yield b""
             return
 
 
