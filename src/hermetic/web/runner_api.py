@@ -32,7 +32,7 @@ from hermetic.supervisor.store.interface import Entry
 from hermetic.supervisor.supervisor import Supervisor
 from hermetic.supervisor.workspaces import check_message
 from hermetic.web import uploads
-from hermetic.web.seed_api import whole_done
+from hermetic.web.seed_api import BUSY_HINT, whole_done
 from hermetic.web.v1 import body, json_response, number
 
 HOLD_S = 25.0
@@ -198,7 +198,9 @@ async def _session(supervisor: Supervisor, asked: api.NewRun) -> api.CompactSess
             if found is None:
                 raise
     if found.active_turn_id:
-        raise SessionBusy(f"run {found.active_turn_id} of this session has not ended", turn_id=found.active_turn_id)
+        raise SessionBusy(
+            f"run {found.active_turn_id} of this session has not ended", hint=BUSY_HINT, turn_id=found.active_turn_id
+        )
     if any(getattr(found, name) != value for name, value in wanted.items()):
         return await supervisor.change_session(found.session_id, api.ChangeSession(**wanted))
     return found

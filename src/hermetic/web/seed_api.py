@@ -42,6 +42,7 @@ log = structlog.get_logger()
 LIST_MAX = 1000
 """Sessions of one list; the page draws them all."""
 UNTITLED = "Untitled"
+BUSY_HINT = "Wait for it, or cancel it."
 
 Json = dict[str, Any]
 
@@ -103,7 +104,7 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
             raise EmptyMessage("message is required") if message is None else ClientError("message must be text")
         check_message(message, supervisor.config.limits.message_bytes_max)
         if session.active_turn_id:
-            raise SessionBusy("session already has an active stream", turn_id=session.active_turn_id)
+            raise SessionBusy("session already has an active stream", hint=BUSY_HINT, turn_id=session.active_turn_id)
         workspace = text(given, "workspace")
         if workspace and workspace != session.workspace:
             await supervisor.change_session(session.session_id, api.ChangeSession(workspace=workspace))
