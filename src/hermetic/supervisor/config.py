@@ -81,8 +81,9 @@ class Limits(Section, frozen=True):
     """A user's message in UTF-8."""
     frame_bytes_max: Annotated[int, Meta(ge=256, le=64 << 20)] = 1 << 20
     """One event of a child. Under 256 bytes not even its first frame fits; each reader is sent an event whole."""
-    event_bytes_max: Size = 256 << 20
-    """All events of a turn; then it ends as over_limit."""
+    event_bytes_max: Size = 32 << 20
+    """All events of a turn; then it ends as over_limit. A turn's text is kept in memory while it runs; a model that
+    writes a hundred tokens a second for five hours stays below."""
     stderr_bytes_max: Annotated[int, Meta(ge=0, le=64 << 20)] = 64 << 10
     """What is kept of a child's prints: the last part."""
     stderr_lines: Annotated[int, Meta(ge=0, le=1000)] = 20

@@ -9,6 +9,7 @@ a reader that has stalled cannot hold up the exit: hypercorn shields its sends, 
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 from collections.abc import Awaitable, Callable
@@ -30,9 +31,12 @@ log = structlog.get_logger()
 
 CLOSE_S = 2.0
 """From the last turn's end to the exit: readers get its last events, a stalled one does not get more."""
-KEEP_ALIVE_S = 5.0
-"""How long a connection may stay without a request: several requests of one click, not the pause to the next. Hypercorn
-0.18 also holds a connection that the client has closed for this long, because its idle timer does not hear of it."""
+KEEP_ALIVE_S = 30.0
+"""How long a connection may stay without a request, the first one too: a busy client on a busy host takes seconds to send
+it. Hypercorn 0.18 also holds a connection that its client has closed for this long: its idle timer does not hear of it."""
+FILES_MAX = 1 << 16
+"""Open files: a socket per reader, six per running turn. A soft limit of 1,024, as most shells give, ends in a refusal
+to start turns."""
 
 
 def _listen(host: str, port: int) -> tuple[str, hypercorn.Config]:
@@ -114,6 +118,9 @@ async def serve_task(
 
 async def serve(config: Config, *, insecure: bool = False, on_ready: Callable[[str], None]) -> None:
     """The server as a process: runs until SIGTERM or SIGINT, then drains. A second signal leaves at once."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < FILES_MAX:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (FILES_MAX if hard < 0 else min(hard, FILES_MAX), hard))
     stopping = trio.Event()
 
     async def first_signal() -> None:
