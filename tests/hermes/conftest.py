@@ -66,7 +66,9 @@ class Hermes:
 
 def write_home(home: Path, url: str, *, key: str = "secret-key", more: str = "", env: str = "") -> None:
     home.mkdir(parents=True)
-    (home / "config.yaml").write_text(CONFIG.format(url=url, key=key, more=more))
+    (home / "config.yaml").write_text(
+        CONFIG.format(url=url, key=key, more=more.format(url=url) if "{url}" in more else more)
+    )
     (home / ".env").write_text(env)
 
 

@@ -6,8 +6,9 @@ parts being separated by a line `---`.
 
     say TEXT          one delta for each word
     think TEXT        the same as reasoning_content
-    call NAME JSON    a tool call (the last step of its part)
+    call NAME JSON    a tool call; several stand at the end of their part
     status N TEXT     answers with this HTTP status
+    refuse MODEL      answers 429 when this model is asked for, else the part goes on
     stall             sends nothing more, until the client hangs up
     cut               closes the connection in the middle
 """
@@ -87,6 +88,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def _play(self, body: dict[str, Any], steps: list[str]) -> None:
         word, _, rest = steps[0].partition(" ")
+        if word == "refuse":
+            if body["model"] == rest:
+                self._json(429, {"error": {"message": "rate limit", "type": "fake", "code": None}})
+                return
+            steps = steps[1:]
         if word == "status":
             number, _, text = rest.partition(" ")
             self._json(int(number), {"error": {"message": text, "type": "fake", "code": None}})
@@ -96,7 +102,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Connection", "close")
         self.end_headers()
         self.close_connection = True
-        finish = "stop"
+        finish, calls = "stop", 0
         for step in steps:
             word, _, rest = step.partition(" ")
             if word == "say":
@@ -107,8 +113,9 @@ class Handler(BaseHTTPRequestHandler):
                     self._chunk(body, {"reasoning_content": piece})
             elif word == "call":
                 name, _, arguments = rest.partition(" ")
-                number = len(self.server.requests)
-                call = {"index": 0, "id": f"call_{number}", "type": "function"}
+                number = f"{len(self.server.requests)}{calls or ''}"
+                call = {"index": calls, "id": f"call_{number}", "type": "function"}
+                calls += 1
                 self._chunk(body, {"tool_calls": [{**call, "function": {"name": name, "arguments": arguments}}]})
                 finish = "tool_calls"
             elif word == "stall":

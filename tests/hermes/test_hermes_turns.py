@@ -59,6 +59,7 @@ async def test_a_tool_call_is_shown_and_kept_whole(hermes) -> None:
     events = await agent.run(script, session=session)
     done = check_whole(events)
     assert text(events).split() == ["First", "a", "look.", "It", "is", "done."]
+    assert "reasoning" not in names(events), "the agent reports its visible words as reasoning, too"
     [tool] = [d for _, name, d in events if name == "tool"]
     [complete] = [d for _, name, d in events if name == "tool_complete"]
     assert (tool["name"], tool["args"]) == ("terminal", {"command": command})
@@ -80,12 +81,17 @@ async def test_a_tool_call_is_shown_and_kept_whole(hermes) -> None:
     assert done["usage"]["input_tokens"] == 22, "of both calls"
 
 
-async def test_several_tools_at_once(hermes) -> None:
+async def test_several_tools_at_once(hermes, tmp_path: Path) -> None:
     agent = await hermes()
-    calls = "\n".join(f'call terminal {{"command": "echo number-{n}"}}' for n in range(1))
+    for name in ("one", "two"):
+        (tmp_path / name).write_text(f"text of {name}")
+    calls = "\n".join(f"call read_file {json.dumps({'path': str(tmp_path / name)})}" for name in ("one", "two"))
     events = await agent.run(f"{calls}\n---\nsay Ok.")
     check_whole(events)
-    assert names(events).count("tool") == names(events).count("tool_complete") == 1
+    for name in ("one", "two"):
+        [tool] = [d for _, kind, d in events if kind == "tool" and name in d["args"]["path"]]
+        [complete] = [d for _, kind, d in events if kind == "tool_complete" and d["tid"] == tool["tid"]]
+        assert f"text of {name}" in complete["snippet"]
 
 
 async def approved(agent, session: str, choice: str | None, target: Path) -> tuple[list, dict]:
@@ -357,6 +363,47 @@ async def test_the_profiles_toolsets(hermes) -> None:
     tools = {tool["function"]["name"] for tool in agent.provider.requests[0]["tools"]}
     assert {"terminal", "read_file", "clarify"} <= tools
     assert "web_search" not in tools
+
+
+async def test_a_running_turn_keeps_the_configuration_that_it_began_with(hermes, tmp_path: Path) -> None:
+    agent = await hermes()
+    wait = f"touch {tmp_path}/here; while [ ! -e {tmp_path}/go ]; do sleep 0.05; done"
+    turn = await agent.turn(f"call terminal {json.dumps({'command': wait})}\n---\nsay Ok.")
+    with trio.fail_after(60):
+        while not (tmp_path / "here").exists():
+            await trio.sleep(0.05)
+    config = agent.home() / "config.yaml"
+    config.write_text(config.read_text().replace("fake-model", "new-model"))
+    check_whole(await agent.run("say Hello."))
+    (tmp_path / "go").touch()
+    check_whole(await agent.server.events(turn))
+    assert [r["model"] for r in agent.provider.wait_requests(3)] == ["fake-model", "new-model", "fake-model"]
+
+
+async def test_the_fallback_model_answers_when_the_first_does_not(hermes) -> None:
+    fallback = 'fallback_model: {{model: second-model, provider: custom, base_url: "{url}"}}'
+    agent = await hermes(more=f"agent:\n  api_max_retries: 1\n{fallback}")
+    events = await agent.run("refuse fake-model\nsay From the second.")
+    check_whole(events)
+    assert text(events).strip() == "From the second."
+    assert agent.provider.requests[-1]["model"] == "second-model"
+
+
+async def test_the_sessions_model_wins_over_the_profiles(hermes) -> None:
+    agent = await hermes()
+    check_whole(await agent.run("say Hello.", session=await agent.server.session(model="@custom:other-model")))
+    assert agent.provider.requests[0]["model"] == "other-model"
+    assert agent.provider.requests[0]["authorization"] == "Bearer secret-key"
+
+
+async def test_attached_files_are_named_to_the_agent_and_kept_with_the_message(hermes) -> None:
+    agent = await hermes()
+    session = await agent.server.session()
+    check_whole(await agent.run("say Seen.", session=session, attachments=["a.txt"]))
+    assert agent.provider.requests[0]["messages"][-1]["content"].endswith("\n\n[Attached files: a.txt]")
+    message = (await agent.server.call("GET", f"/v1/sessions/{session}"))["messages"][0]
+    assert message["attachments"] == ["a.txt"]
+    assert "[Workspace:" not in message["content"]
 
 
 async def test_without_the_package_it_says_what_to_install(tmp_path: Path, hermes, provider) -> None:

@@ -85,7 +85,7 @@ def _environment() -> str:
         f"{number}. {line}"
         for number, line in enumerate(
             (
-                f"a fixed base: `PATH` (the folder of the server's Python, then the system's), `HOME`, {base};",
+                f"a fixed base: `PATH` (the folder of the agent's Python, then the system's), `HOME`, {base};",
                 f"of the server's own, where it has them: {', '.join(f'`{name}`' for name in COPIED)};",
                 "the profile: `env_file`, then `env`, then `pass_env`;",
                 "the agent: `env`, then `pass_env`;",
