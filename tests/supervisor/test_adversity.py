@@ -16,7 +16,8 @@ from hermetic.protocol.control import KILL, TERMINATE
 from hermetic.protocol.errors import Conflict, StorageError
 from hermetic.supervisor import ballast, run_turn
 from hermetic.supervisor.config import Config, Limits, Turns
-from hermetic.supervisor.run_turn import COMMANDS_MAX, Cause, session_change
+from hermetic.supervisor.ending import Cause, session_change
+from hermetic.supervisor.run_turn import COMMANDS_MAX
 from hermetic.supervisor.store.group_commit import GroupCommit
 from hermetic.supervisor.store.interface import Session
 from hermetic.supervisor.store.sqlite import open_sqlite

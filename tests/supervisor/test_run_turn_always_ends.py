@@ -18,7 +18,7 @@ from hermetic.protocol import events
 from hermetic.protocol.errors import HermeticError
 from hermetic.supervisor import run_turn
 from hermetic.supervisor.config import Config, Limits, Turns
-from hermetic.supervisor.run_turn import Cause
+from hermetic.supervisor.ending import Cause
 
 DELAYS = st.sampled_from([0.0, 0.0, 0.01, 0.5, 3.0, 40.0])
 FAR = time.time() + 1e6

@@ -12,14 +12,12 @@ import signal
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from typing import Any, TypeVar
 
 import msgspec
 import structlog
 import trio
 
 from hermetic.protocol import PROTOCOL_VERSION, commands, events
-from hermetic.protocol.api import CompactSession
 from hermetic.protocol.control import KILL, TERMINATE, Exited, Spawned
 from hermetic.protocol.errors import (
     Conflict,
@@ -32,10 +30,11 @@ from hermetic.protocol.errors import (
 from hermetic.protocol.framing import FrameDecoder, event_decoder
 from hermetic.supervisor.child import Child, open_child
 from hermetic.supervisor.config import Config
+from hermetic.supervisor.ending import OUR_MISTAKE, Cause, Ending, cause_of, finish_of, record
 from hermetic.supervisor.hub import Feed
 from hermetic.supervisor.seal_probe import seal_of
-from hermetic.supervisor.store.interface import Change, Entry, Finish, Record, Store, TurnSpec
-from hermetic.supervisor.summary import Fold, compact, tag_attachments, with_timestamps
+from hermetic.supervisor.store.interface import Entry, Record, Store, TurnSpec
+from hermetic.supervisor.summary import Fold
 from hermetic.supervisor.turn import Action, Phase, TurnState, What, step
 
 log = structlog.get_logger()
@@ -53,34 +52,6 @@ EOF_S = 2.0
 """From the death of the tree to the end of its pipes. Without a PID namespace a stray writer may hold one open."""
 END_RETRY_S = 1.0
 """Between two tries to write a turn's end to a store that refuses."""
-
-BRIEF_CHARACTERS = 64 << 10
-"""Of an answer whose whole does not fit on the disk any more: a hundredth of the ballast."""
-BRIEF_NOTE = "\n\n[The disk was full. The rest of this answer is in the turn's events.]"
-
-
-TOKENS_MAX = (1 << 53) - 1
-"""Of a session; as the bound of one turn's."""
-COST_MAX = 1e300
-"""Of a session. Two turns that each name the largest float would add up to infinity, which JSON cannot carry: the
-session could be written, and then no list that has it could be read again."""
-LONG_PARTS = ("reasoning", "tool_calls", "tool_results")
-
-Sliced = TypeVar("Sliced", str, list[str])
-
-
-class Cause(msgspec.Struct, frozen=True):
-    """Why a turn ended other than by its result: what the terminal event will say."""
-
-    message: str
-    type: str
-    fault: str = "agent"
-    hint: str = ""
-
-
-OUR_MISTAKE = Cause(
-    "the server made a mistake while it ran this turn", "internal", "hermetic", HermeticError.default_hint
-)
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -217,7 +188,7 @@ class LiveTurn:
         self, event: events.SupervisorEvent, command: commands.Command, ask_id: str | None = None
     ) -> None:
         """`ask_id`: what is settled by it, from the moment that the journal has it, delivered or not."""
-        if not await self._journal([_record(event)], durable=True):
+        if not await self._journal([record(event)], durable=True):
             raise StorageError("this could not be recorded, so the agent was not told; the turn is being ended")
         if ask_id is not None:
             del self._asked[ask_id]
@@ -252,7 +223,7 @@ class LiveTurn:
     async def announce_queued(self, position: int) -> None:
         async with self._lock:
             if self.state.phase is Phase.QUEUED:
-                await self._journal([_record(events.Queued(turn_id=self.turn_id, position=position))])
+                await self._journal([record(events.Queued(turn_id=self.turn_id, position=position))])
 
     async def _claim(self) -> None:
         if self.state.phase is not Phase.QUEUED:
@@ -262,7 +233,7 @@ class LiveTurn:
             claim = await self._store.claim(self.turn_id, started_at=self.started_at)
         except StorageError as error:
             self._on_storage_error()
-            self._cause = _cause(error)
+            self._cause = cause_of(error)
             await self._happen(What.ABORT, "failed")
             return
         if claim is None:
@@ -330,7 +301,7 @@ class LiveTurn:
                 open_child(self._start.environment, self._start.interpreter)
             )
         except (HermeticError, OSError) as error:
-            self._cause = _cause(error)
+            self._cause = cause_of(error)
             await self._happen(What.ABORT, "failed")
             await self._happen(What.EXITED)
             return False
@@ -354,13 +325,13 @@ class LiveTurn:
             pid=self._spawned.pid,
             seal=seal_of(self._spawned),
         )
-        await self._journal([_record(self.started)])
+        await self._journal([record(self.started)])
         self._commands_in.send_nowait(self._start.command)
 
     async def _terminate(self) -> None:
         assert self._cause
         announced = events.Cancelling(message=self._cause.message, grace_s=self._config.turns.grace_s)
-        await self._journal([_record(announced)], durable=True)
+        await self._journal([record(announced)], durable=True)
         if self._child:
             try:
                 self._commands_in.send_nowait(commands.Cancel(reason=self._cause.message))
@@ -401,12 +372,14 @@ class LiveTurn:
                 decoder.close()
             except ProtocolError as error:
                 async with self._lock:
-                    self._cause = self._cause or _cause(error)
+                    self._cause = self._cause or cause_of(error)
         end.set()
         await trio.sleep(self._config.turns.exit_s)
         async with self._lock:  # still alive, and nothing that it does can end the turn any more
             if self.state.phase in (Phase.STARTING, Phase.RUNNING, Phase.WAITING):
-                self._cause = self._cause or _cause(ProtocolError("the agent closed its event stream without a result"))
+                self._cause = self._cause or cause_of(
+                    ProtocolError("the agent closed its event stream without a result")
+                )
                 await self._happen(What.ABORT, "failed")
 
     async def _heard(self, frames: list[tuple[bytes, events.ChildEvent]]) -> None:
@@ -547,7 +520,7 @@ class LiveTurn:
 
     async def _abort(self, verdict: events.Verdict, error: HermeticError) -> None:
         async with self._lock:
-            self._cause = self._cause or _cause(error)
+            self._cause = self._cause or cause_of(error)
             await self._happen(What.ABORT, verdict)
 
     # --- the journal ----------------------------------------------------------------------------------------------
@@ -567,7 +540,7 @@ class LiveTurn:
         except (StorageError, Fenced) as error:
             if isinstance(error, StorageError):
                 self._on_storage_error()
-            self._cause = self._cause or _cause(error)
+            self._cause = self._cause or cause_of(error)
             await self._happen(What.ABORT, "failed")
             return False
         self._publish(first_seq, records)
@@ -611,127 +584,30 @@ class LiveTurn:
         self.ended.set()
 
     async def _write_end(self, verdict: events.Verdict, *, brief: bool, bare: bool = False) -> None:
-        """`brief`: the store has refused the whole of it; a long answer is cut, the journal has the rest.
-        `bare`: something in it breaks us; nothing but the end itself is written."""
+        """`bare`: something in it breaks us; nothing but the end itself is written."""
         if bare:
-            self._result, self.fold, self._asked, self._stderr = None, Fold(), {}, bytearray()
-        row = await self._store.session(self.spec.session_id)
-        now = time.time()
-        result = self._result if isinstance(self._result, events.Result) else None
-        usage = result.usage if result and result.usage else self.fold.usage
-        message = self.fold.assistant_message(
-            turn_id=self.turn_id,
-            timestamp=int(now),
-            partial=verdict != "done",
-            final_text=result.text if result else None,
-        )
-        if message and brief:
-            message = _brief(message)
-        messages = [message] if message else []
-        if result and result.turn_messages and verdict == "done" and not brief:
-            own = [{**said, "turn_id": self.turn_id} for said in result.turn_messages]
-            messages = with_timestamps(own, int(now))
-        change = session_change(now, usage, result.title if result and result.title else self.fold.title)
-        records = [_record(resolved) for resolved in self._unanswered()]
-        if self._late:
-            records.append(_record(events.Warning(
-                code="protocol",
-                message=f"{self._late} events that the agent sent after its end were dropped",
-                hint="Send nothing after Result or Failed.",
-            )))  # fmt: skip
-        session = compact(row._replace(session=change(row.session), message_count=row.message_count + len(messages))) \
-            if row else None  # fmt: skip
-        terminal = self._terminal(verdict, session, messages, usage)
-        records += [_record(terminal), _record(events.StreamEnd(turn_id=self.turn_id, state=verdict))]
-        first_seq = self.feed.last_seq + 1
-        await self._store.finish(
-            Finish(
-                turn_id=self.turn_id,
+            self._result, self.fold, self._stderr = None, Fold(), bytearray()
+        end = finish_of(
+            Ending(
+                spec=self.spec,
                 epoch=self.epoch,
-                state=verdict,
-                first_seq=first_seq,
-                records=records,
-                messages=messages,
-                history=self._history(result, now),
-                change=change,
-                ended_at=now,
-                stderr=_last(self.stderr_text(), self._config.limits.stderr_bytes_max) or None,
-            )
+                first_seq=self.feed.last_seq + 1,
+                verdict=verdict,
+                fold=self.fold,
+                result=self._result,
+                cause=self._cause,
+                exited=self._exited,
+                stderr=self.stderr_text(),
+                late=self._late,
+            ),
+            await self._store.session(self.spec.session_id),
+            self._config.limits,
+            time.time(),
+            brief=brief,
         )
+        await self._store.finish(end)
         self._asked.clear()
-        self._publish(first_seq, records, last=True)
-
-    def _history(self, result: events.Result | None, now: float) -> list[dict[str, Any]] | None:
-        """An agent that keeps the conversation itself gives all of it; ours are the times and the attachments."""
-        if result is None or result.messages is None:
-            return None
-        stamped = with_timestamps(result.messages, int(now))
-        return tag_attachments(stamped, self.spec.message, self.spec.attachments)
-
-    def _unanswered(self) -> list[events.SupervisorEvent]:
-        return [
-            events.ApprovalResolved(approval_id=a.approval_id, choice="deny", by="end")
-            if isinstance(a, events.Approval)
-            else events.ClarifyResolved(clarify_id=a.clarify_id, text="", by="end")
-            for a in self._asked.values()
-        ]
-
-    def _terminal(
-        self, verdict: events.Verdict, session: CompactSession | None, messages: list[dict[str, object]],
-        usage: events.Usage,
-    ) -> events.TerminalEvent:  # fmt: skip
-        if verdict == "done":
-            shown = msgspec.to_builtins(session) if session else {}
-            calls = msgspec.to_builtins(self.fold.cards()) if any("tool_calls" in m for m in messages) else []
-            return events.Done(
-                turn_id=self.turn_id, session={**shown, "messages": messages, "tool_calls": calls}, usage=usage
-            )
-        cause = self._why(verdict)
-        if verdict == "cancelled":
-            return events.Cancel(turn_id=self.turn_id, message=cause.message)
-        exited = self._exited
-        return events.Apperror(
-            turn_id=self.turn_id,
-            message=cause.message,
-            type=cause.type,
-            state=verdict,
-            fault=cause.fault,
-            hint=cause.hint,
-            exit_code=exited.exit_code if exited and verdict == "crashed" else None,
-            signal=exited.signal if exited and verdict == "crashed" else None,
-            stderr=_last(self.stderr_text().splitlines(), self._config.limits.stderr_lines)
-            if verdict in ("crashed", "failed")
-            else [],
-        )
-
-    def _why(self, verdict: events.Verdict) -> Cause:
-        if verdict == "failed" and isinstance(self._result, events.Failed):
-            failed = self._result
-            return Cause(failed.message, failed.type, failed.fault, failed.hint)
-        if self._cause:
-            return self._cause
-        exited = self._exited
-        if exited and exited.signal:
-            how = f"was killed by {exited.signal}"
-        else:
-            how = f"exited with code {exited.exit_code if exited else '?'}"
-        return Cause(
-            f"the agent's process {how} without giving a result",
-            "crashed",
-            hint="What it printed last is in `stderr`; what it said until then is kept in the session.",
-        )
-
-
-def session_change(now: float, usage: events.Usage, title: str | None) -> Change:
-    """What the end of a turn does to its session: totals, time, and the agent's title unless the user gave one."""
-    return lambda session: msgspec.structs.replace(
-        session,
-        title=session.title if session.title_by_user or not title else title,
-        updated_at=now,
-        input_tokens=min(session.input_tokens + usage.input_tokens, TOKENS_MAX),
-        output_tokens=min(session.output_tokens + usage.output_tokens, TOKENS_MAX),
-        estimated_cost=min(session.estimated_cost + usage.estimated_cost, COST_MAX),
-    )
+        self._publish(end.first_seq, end.records, last=True)
 
 
 async def _receive(stream: trio.abc.ReceiveStream, bytes_max: int) -> bytes:
@@ -741,18 +617,8 @@ async def _receive(stream: trio.abc.ReceiveStream, bytes_max: int) -> bytes:
         return b""
 
 
-def _record(event: events.Event) -> Record:
-    return events.event_name(event), events.encode(event)
-
-
 def _ask_id(event: events.Approval | events.Clarify) -> str:
     return event.approval_id if isinstance(event, events.Approval) else event.clarify_id
-
-
-def _cause(error: HermeticError | OSError) -> Cause:
-    if isinstance(error, HermeticError):
-        return Cause(error.message, error.code, error.fault, error.hint)
-    return Cause(str(error), "host_error", "host", "The host must look at the server's log.")
 
 
 def _signal_name(code: int) -> str | None:
@@ -762,17 +628,3 @@ def _signal_name(code: int) -> str | None:
         return signal.Signals(-code).name
     except ValueError:  # a real-time signal
         return f"SIG{-code}"
-
-
-def _last(what: Sliced, count: int) -> Sliced:
-    """The last `count`; not `what[-count:]`, which is all of it when `count` is 0."""
-    return what[max(len(what) - count, 0) :]
-
-
-def _brief(message: dict[str, Any]) -> dict[str, Any]:
-    """Only what must be in the session when there is no room: some of the answer, none of the rest if it is long."""
-    rest = {name: value for name, value in message.items() if name not in LONG_PARTS}
-    long = sum(len(msgspec.json.encode(message[name])) for name in LONG_PARTS if name in message) > BRIEF_CHARACTERS
-    if not long and len(message["content"]) <= BRIEF_CHARACTERS:
-        return message
-    return (rest if long else message) | {"content": message["content"][:BRIEF_CHARACTERS] + BRIEF_NOTE}

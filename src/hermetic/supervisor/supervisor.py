@@ -36,15 +36,14 @@ from hermetic.protocol.errors import (
 from hermetic.protocol.sse import Cursor
 from hermetic.supervisor.ballast import Ballast
 from hermetic.supervisor.config import Config, default_agent
+from hermetic.supervisor.ending import BEFORE_START, BY_USER, SERVER_DIED, SERVER_STOPS, Ending, finish_of
 from hermetic.supervisor.environment import child_environment
 from hermetic.supervisor.hub import Reader
-from hermetic.supervisor.run_turn import Cause, LiveTurn, Start, session_change
+from hermetic.supervisor.run_turn import LiveTurn, Start
 from hermetic.supervisor.seal_probe import probe
 from hermetic.supervisor.store.interface import (
     Change,
     Entry,
-    Finish,
-    Record,
     Session,
     SessionRow,
     Store,
@@ -77,9 +76,6 @@ RETRY_CONFLICT = 5
 
 STOP_S = 15.0
 """From the end of a turn's grace to its end, in a drain: killing, reaping and the last write take some seconds at worst."""
-
-BY_USER = "Cancelled by the user. What was said so far is kept in the session."
-BEFORE_START = "Cancelled before the agent started."
 
 
 class Supervisor:
@@ -301,8 +297,7 @@ class Supervisor:
         turn_id = row.spec.turn_id
         await self.store.request_cancel(turn_id)
         if live := self._live.get(turn_id):
-            message = BEFORE_START if live.state.phase is Phase.QUEUED else BY_USER
-            await live.stop("cancelled", Cause(message, "cancelled", "client"))
+            await live.stop("cancelled", BEFORE_START if live.state.phase is Phase.QUEUED else BY_USER)
             if live.ended.is_set() and turn_id not in self._running:
                 await self._write_webui_state(live.spec.session_id)
             self._forget_ended(live)
@@ -617,11 +612,10 @@ class Supervisor:
             for live in running:
                 await live.ended.wait()
             return
-        cause = Cause("The server is stopping. What was said so far is kept in the session.", "cancelled", "host")
         with trio.move_on_after(self.config.turns.grace_s + STOP_S):
             async with trio.open_nursery() as nursery:
                 for live in running:
-                    nursery.start_soon(live.stop, "cancelled", cause)
+                    nursery.start_soon(live.stop, "cancelled", SERVER_STOPS)
             for live in running:
                 await live.ended.wait()
             return
@@ -642,50 +636,24 @@ class Supervisor:
 
     async def _recover_one(self, row: TurnRow) -> None:
         """Ends a turn whose server died, with what the journal has of it."""
-        turn_id, now = row.spec.turn_id, time.time()
+        turn_id = row.spec.turn_id
         try:
             fold = await self._fold_journal(turn_id)
         except msgspec.MsgspecError:  # an event of another version: one turn must not keep the server from starting
             log.exception("turn_not_folded", turn_id=turn_id)
             fold = Fold()
-        resolved: list[events.Event] = [
-            events.ApprovalResolved(approval_id=ask.approval_id, choice="deny", by="end")
-            if isinstance(ask, events.Approval)
-            else events.ClarifyResolved(clarify_id=ask.clarify_id, text="", by="end")
-            for ask in fold.pending
-        ]
-        verdict: events.Verdict = "cancelled" if row.cancel_requested else "lost"
-        terminal: events.Event
-        if verdict == "cancelled":
-            terminal = events.Cancel(turn_id=turn_id, message=BY_USER if row.epoch else BEFORE_START)
-        else:
-            terminal = events.Apperror(
-                turn_id=turn_id,
-                message="The server stopped while this turn ran. What was said until then is kept in the session.",
-                type="lost",
-                state="lost",
-                fault="host",
-                hint="Send the message again, or ask the agent to go on.",
-            )
-        message = fold.assistant_message(turn_id=turn_id, timestamp=int(now), partial=True, final_text=None)
-        records: list[Record] = [
-            (events.event_name(event), events.encode(event))
-            for event in (*resolved, terminal, events.StreamEnd(turn_id=turn_id, state=verdict))
-        ]
-        await self.store.finish(
-            Finish(
-                turn_id=turn_id,
-                epoch=row.epoch,
-                state=verdict,
-                first_seq=row.last_seq + 1,
-                records=records,
-                messages=[message] if message else [],
-                change=session_change(now, fold.usage, fold.title),
-                ended_at=now,
-            )
+        cancelled = BY_USER if row.epoch else BEFORE_START
+        known = Ending(
+            spec=row.spec,
+            epoch=row.epoch,
+            first_seq=row.last_seq + 1,
+            verdict="cancelled" if row.cancel_requested else "lost",
+            fold=fold,
+            cause=cancelled if row.cancel_requested else SERVER_DIED,
         )
+        await self.store.finish(finish_of(known, None, self.config.limits, time.time()))
         await self._write_webui_state(row.spec.session_id)
-        log.warning("turn_recovered", turn_id=turn_id, state=verdict, events=row.last_seq)
+        log.warning("turn_recovered", turn_id=turn_id, state=known.verdict, events=row.last_seq)
 
 
 def _admission_change(spec: TurnSpec, model: str | None) -> Change:
