@@ -529,7 +529,8 @@ class Supervisor:
         Does not wait for a turn that has ended, nor for one that stays queued while the server drains.
         """
         await self._turn(turn_id)
-        if live := self._live.get(turn_id):
+        live = self._live.get(turn_id)
+        if live:
             with trio.move_on_after(wait_s):
                 async with trio.open_nursery() as nursery:
 
@@ -541,7 +542,9 @@ class Supervisor:
                     nursery.start_soon(leave_when_draining)
                     await live.feed.wait_news(after)
                     nursery.cancel_scope.cancel()
-        return await self.store.read(turn_id, after, bytes_max=bytes_max)
+        entries = await self.store.read(turn_id, after, bytes_max=bytes_max)
+        # The journal is a moment ahead of the feed, and a cursor from there would be one that nobody has given out.
+        return [entry for entry in entries if entry.seq <= live.feed.last_seq] if live else entries
 
     async def wait_settled(self, turn_id: str) -> None:
         """Until all that follows a turn's end is done, the web UI's file included."""
