@@ -36,8 +36,6 @@ def make_importable(folder: str) -> None:
 def main(events_fd: int, commands_fd: int, protocol: int) -> None:
     for fd in (events_fd, commands_fd):
         os.set_inheritable(fd, False)
-    for stream in (sys.stdout, sys.stderr):  # as stdio.claim() does
-        stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
     if sys.version_info < OLDEST:
         fail(
             events_fd,
@@ -45,6 +43,8 @@ def main(events_fd: int, commands_fd: int, protocol: int) -> None:
             "the agent's interpreter is Python " + sys.version.split()[0] + ", and Hermetic needs 3.11 or newer",
             "Make the agent's virtual environment with a newer Python.",
         )
+    for stream in (sys.stdout, sys.stderr):  # as stdio.claim() does
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
     try:
         import msgspec  # noqa: F401
     except ImportError as error:
