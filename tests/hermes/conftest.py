@@ -83,7 +83,7 @@ async def hermes(tmp_path: Path, hermes_python: Path, provider: Provider):
             write_home(tmp_path / "homes" / name, provider.url, **about)
         sections = "".join(f'[profiles.{name}]\nhome = "{tmp_path}/homes/{name}"\n' for name in homes)
         agent = f'[agents.hermes]\nadapter = "hermes"\ninterpreter = "{hermes_python}"\n'
-        server = Server(tmp_path, f"{agent}{sections}[turns]\ngrace_s = 10\n{toml}")
+        server = Server(tmp_path, f"{agent}{sections}[turns]\ngrace_s = 60\n{toml}")
         made.append(server)
         await server.start()
         return Hermes(server, tmp_path, provider)
