@@ -311,6 +311,12 @@ def test_attachments_and_the_tag_are_in_the_message(agent: Agent, tmp_path: Path
     assert child.text == f"[Workspace: {tmp_path}]\nhello\n\n[Attached files: a.txt, b.txt]"
 
 
+def test_a_turn_installs_nothing_unless_its_environment_says_so(agent: Agent) -> None:
+    child = agent(new("import os; self.say(os.environ['HERMES_DISABLE_LAZY_INSTALLS'])"))
+    child.finish()
+    assert child.text == "1"
+
+
 def test_an_option_that_is_none_is_named(agent: Agent) -> None:
     last = agent(new("return {}"), options={"toolset": []}).finish()
     assert isinstance(last, Failed)

@@ -62,6 +62,8 @@ class HermesAdapter:
 
     def run(self, start: Start, out: Out) -> Result:
         options = _options(start)
+        # A turn must not install packages into the environment that other turns are running in.
+        os.environ.setdefault("HERMES_DISABLE_LAZY_INSTALLS", "1")
         agent_class = _load("run_agent").AIAgent  # first: the import reads the profile's .env
         voice = Voice(out)
         config = _configuration()
