@@ -606,21 +606,21 @@ class Supervisor:
     async def drain(self) -> None:
         """Takes no more turns, gives running ones `drain_s` to finish, then stops them. Queued ones stay queued.
 
-        Returns when all have ended. One whose end the store refuses is waited for no longer than STOP_S beyond its
+        Returns when all have ended, with what follows an end. One whose end the store refuses is waited for no longer than STOP_S beyond its
         grace: the next server ends it, from the journal.
         """
         self.draining.set()
         running = [live for live in self._live.values() if live.turn_id in self._running]
         with trio.move_on_after(self.config.server.drain_s):
             for live in running:
-                await live.ended.wait()
+                await self.wait_settled(live.turn_id)
             return
         with trio.move_on_after(self.config.turns.grace_s + STOP_S):
             async with trio.open_nursery() as nursery:
                 for live in running:
                     nursery.start_soon(live.stop, "cancelled", SERVER_STOPS)
             for live in running:
-                await live.ended.wait()
+                await self.wait_settled(live.turn_id)
             return
         log.error("turns_left", turns=[live.turn_id for live in running if not live.ended.is_set()])
 
