@@ -555,6 +555,10 @@ def test_the_harness_finds_processes(tmp_path):
     import sys
 
     marker = f"find-me-{tmp_path.name}"
-    with subprocess.Popen([sys.executable, "-c", "input()", marker], stdin=subprocess.PIPE) as process:
+    command = [sys.executable, "-c", "print('up', flush=True); input()", marker]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        # Popen returns in the middle of execve(2), when /proc/PID/cmdline can still be empty.
+        assert process.stdout.readline() == b"up\n"
         assert process.pid in processes_with(marker)
+        process.stdin.write(b"\n")
         process.stdin.close()
