@@ -42,6 +42,8 @@ class Exited(Report, frozen=True):
     """The agent's own; None when a signal ended it."""
     signal: str | None = None
     """Its name, such as `SIGKILL`."""
+    over_limit: str | None = None
+    """The field of launch.Limits that the kernel enforced by a kill, such as `memory_bytes`."""
 
 
 AnyReport = Spawned | Exited
