@@ -14,7 +14,7 @@ from hermetic.supervisor.supervisor import open_supervisor
 async def test_what_is_journaled_and_not_published_yet_is_not_given_out(tmp_path, monkeypatch):
     config = replace(Config(), server=Server(data=str(tmp_path), drain_s=0))
     async with open_supervisor(config) as supervisor:
-        session = (await supervisor.create_session(api.NewSession())).session_id
+        session = (await supervisor.sessions.create(api.NewSession())).session_id
         turn = (await supervisor.start_turn(session, api.NewTurn(message="ask me"))).turn_id
         with trio.fail_after(60):
             while not (await supervisor.turn(turn)).pending:  # it waits now and says nothing more

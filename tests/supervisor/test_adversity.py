@@ -304,7 +304,7 @@ async def test_a_stop_whose_client_hangs_up_is_a_stop_or_nothing(tmp_path, monke
     child = ScriptedChild([(0, READY)], heeds_term=False)
     config = Config(turns=Turns(grace_s=0.01))
     async with supervisor_with(tmp_path, monkeypatch, child, config=config) as supervisor:
-        session = (await supervisor.create_session(api.NewSession())).session_id
+        session = (await supervisor.sessions.create(api.NewSession())).session_id
         turn = (await supervisor.start_turn(session, api.NewTurn(message="hi"))).turn_id
         await wait_state(supervisor, turn, "running")
         live = supervisor._live[turn]
@@ -327,7 +327,7 @@ async def test_a_turn_whose_client_hangs_up_is_started_or_nothing(tmp_path, monk
     async with supervisor_with(
         tmp_path, monkeypatch, child, ScriptedChild([(0, READY), (0, 1.0)]), store=store
     ) as supervisor:
-        session = (await supervisor.create_session(api.NewSession())).session_id
+        session = (await supervisor.sessions.create(api.NewSession())).session_id
         await cancelled_at_checkpoint(
             number, lambda: supervisor.start_turn(session, api.NewTurn(message="hi", idempotency_key="k"))
         )
@@ -342,7 +342,7 @@ async def test_a_queued_turn_that_ends_before_it_starts_does_not_block_its_sessi
     first = ScriptedChild([(0, READY)])
     third = ScriptedChild([(0, READY), (0, events.Result()), (0, 0.0)])
     async with supervisor_with(tmp_path, monkeypatch, first, third, store=store) as supervisor:
-        session = (await supervisor.create_session(api.NewSession())).session_id
+        session = (await supervisor.sessions.create(api.NewSession())).session_id
         running = (await supervisor.start_turn(session, api.NewTurn(message="one"))).turn_id
         await wait_state(supervisor, running, "running")
         append, refused = store.append, []
@@ -367,7 +367,7 @@ async def test_a_drain_does_not_cancel_what_waits_when_it_cuts_the_readers(tmp_p
     async with supervisor_with(tmp_path, monkeypatch, ScriptedChild([(0, READY)]), config=config) as supervisor:
         ids = []
         for _ in range(2):
-            session = (await supervisor.create_session(api.NewSession())).session_id
+            session = (await supervisor.sessions.create(api.NewSession())).session_id
             new = api.NewTurn(message="hi", on_disconnect="cancel")
             ids.append((await supervisor.start_turn(session, new)).turn_id)
         reader, _ = await supervisor.reader(ids[1], None)

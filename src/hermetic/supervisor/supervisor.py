@@ -8,7 +8,6 @@ behind is put right: turns that ran are `lost` with what they had said, turns th
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import sys
 import time
@@ -26,7 +25,6 @@ import trio
 from hermetic import __version__
 from hermetic.protocol import PROTOCOL_VERSION, api, commands, events
 from hermetic.protocol.errors import (
-    ClientError,
     Conflict,
     Draining,
     HermeticError,
@@ -41,11 +39,10 @@ from hermetic.supervisor.environment import child_environment
 from hermetic.supervisor.hub import Reader
 from hermetic.supervisor.run_turn import LiveTurn, Start
 from hermetic.supervisor.seal_probe import probe
+from hermetic.supervisor.sessions import Sessions
 from hermetic.supervisor.store.interface import (
     Change,
     Entry,
-    Session,
-    SessionRow,
     Store,
     TurnRow,
     TurnSpec,
@@ -53,26 +50,19 @@ from hermetic.supervisor.store.interface import (
 from hermetic.supervisor.store.sqlite import open_sqlite
 from hermetic.supervisor.summary import (
     Fold,
-    compact,
     provider_history,
     title_from,
-    tool_cards,
     user_message,
 )
 from hermetic.supervisor.turn import Phase
 from hermetic.supervisor.webui_state import write_session_file
-from hermetic.supervisor.workspaces import check_attachments, check_message, resolve_workspace
+from hermetic.supervisor.workspaces import check_attachments, check_message
 
 log = structlog.get_logger()
 
-SESSION_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-"""What a session may be called: it becomes a folder's name and a part of URLs. Ours are 12 hexadecimal digits."""
 WEBUI_STATE_S = 5.0
 """For the web UI's file: a session's next turn waits for it, and a folder on a dead network must not hold that up."""
 T = TypeVar("T")
-
-RETRY_CONFLICT = 5
-"""Tries of a read-change-write on a session; each loser lost to a write that succeeded."""
 
 STOP_S = 15.0
 """From the end of a turn's grace to its end, in a drain: killing, reaping and the last write take some seconds at worst."""
@@ -104,132 +94,7 @@ class Supervisor:
         self._settled: dict[str, trio.Event] = {}
         """Of each turn in `_live`: set when it has ended and all that follows its end is done."""
         self._ballast = Ballast(data / "ballast")
-
-    # --- sessions -------------------------------------------------------------------------------------------------
-
-    async def create_session(
-        self, new: api.NewSession, *, session_id: str | None = None, tenant: str = "local"
-    ) -> api.CompactSession:
-        """`session_id`: one that another server has given out; `Conflict` when it is there already."""
-        self._ballast.check()
-        if session_id is None:
-            session_id = secrets.token_hex(6)
-        elif not SESSION_ID.fullmatch(session_id):
-            raise ClientError("a session's id is 1 to 64 letters, digits, _ and -", hint="Send another session_id.")
-        agent = new.agent or default_agent(self.config)
-        profile = new.profile or self.config.default_profile
-        self._check_names(agent, profile)
-        workspace = await trio.to_thread.run_sync(self._workspace, new.workspace, session_id)
-        now = time.time()
-        session = Session(
-            session_id=session_id,
-            tenant=tenant,
-            title=(new.title or "").strip(),
-            title_by_user=bool((new.title or "").strip()),
-            agent=agent,
-            profile=profile,
-            workspace=str(workspace),
-            model=new.model or self.config.agents[agent].model,
-            personality=new.personality,
-            project_id=new.project_id,
-            created_at=now,
-            updated_at=now,
-        )
-        await self.store.create_session(session)
-        return compact(await self._session(session_id))
-
-    async def find_session(self, session_id: str) -> api.CompactSession | None:
-        row = await self.store.session(session_id)
-        return row and compact(row)
-
-    async def session(self, session_id: str) -> api.SessionView:
-        row = await self._session(session_id)
-        messages = await self.store.messages(session_id)
-        shown = {name: getattr(compact(row), name) for name in api.CompactSession.__struct_fields__}
-        return api.SessionView(**shown, messages=messages, tool_calls=tool_cards(messages))
-
-    async def sessions(
-        self, *, tenant: str = "local", before: float | None = None, limit: int = 50, archived: bool | None = False
-    ) -> api.SessionList:
-        rows = await self.store.sessions(tenant, before=before, limit=limit, archived=archived)
-        following = rows[-1].session.updated_at if len(rows) == limit else None
-        return api.SessionList(sessions=[compact(row) for row in rows], next_before=following)
-
-    async def search(self, query: str, *, tenant: str = "local", limit: int = 20) -> api.SearchResult:
-        hits = await self.store.search(tenant, query, limit=limit)
-        return api.SearchResult(
-            hits=[
-                api.SearchHit(
-                    session_id=row.session.session_id,
-                    title=row.session.title,
-                    snippet=snippet,
-                    updated_at=row.session.updated_at,
-                )
-                for row, snippet in hits
-            ]
-        )
-
-    async def search_sessions(self, query: str, *, tenant: str = "local", limit: int = 50) -> list[api.CompactSession]:
-        return [compact(row) for row, _snippet in await self.store.search(tenant, query, limit=limit)]
-
-    async def change_session(self, session_id: str, change: api.ChangeSession) -> api.CompactSession:
-        changes: dict[str, Any] = {
-            name: value for name in change.__struct_fields__ if (value := getattr(change, name)) is not msgspec.UNSET
-        }
-        if "title" in changes:
-            changes["title"] = changes["title"].strip()
-            changes["title_by_user"] = bool(changes["title"])
-        if "workspace" in changes:
-            changes["workspace"] = str(await trio.to_thread.run_sync(self._workspace, changes["workspace"], session_id))
-        for _ in range(RETRY_CONFLICT):
-            row = await self._session(session_id)
-            self._check_names(changes.get("agent", row.session.agent), changes.get("profile", row.session.profile))
-            try:
-                await self.store.put_session(msgspec.structs.replace(row.session, **changes), if_rev=row.rev)
-                return compact(await self._session(session_id))
-            except Conflict:
-                continue
-        raise Conflict("the session keeps changing under this request", hint="Send it again.")
-
-    async def truncate_session(self, session_id: str, keep: int, *, untitled: bool = False) -> api.SessionView:
-        """Forgets all messages but the first `keep`. `untitled`: also the title. Raises `SessionBusy`."""
-        now = time.time()
-        cleared = {"title": "", "title_by_user": False} if untitled else {}
-        await self.store.truncate(
-            session_id, keep, change=lambda session: msgspec.structs.replace(session, updated_at=now, **cleared)
-        )
-        return await self.session(session_id)
-
-    async def session_workspace(self, session_id: str) -> Path:
-        """The folder in which the session's next turn would work, allowed at this moment."""
-        session = (await self._session(session_id)).session
-        return await trio.to_thread.run_sync(self._workspace, session.workspace, session_id)
-
-    async def delete_session(self, session_id: str) -> None:
-        if not await self.store.delete_session(session_id):
-            raise NotFound(f"there is no session {session_id}")
-        # Its workspace stays: files of a person are never deleted with a conversation.
-
-    async def session_turns(self, session_id: str) -> list[api.TurnView]:
-        await self._session(session_id)
-        return [self._view(row) for row in await self.store.session_turns(session_id)]
-
-    async def _session(self, session_id: str) -> SessionRow:
-        row = await self.store.session(session_id)
-        if row is None:
-            raise NotFound(f"there is no session {session_id[:40]}")
-        return row
-
-    def _check_names(self, agent: str, profile: str) -> None:
-        if agent not in self.config.agents:
-            known = ", ".join(sorted(self.config.agents))
-            raise NotFound(f"there is no agent {agent[:80]!r}", hint=f"This server has: {known}.")
-        if profile not in self.config.profiles:
-            known = ", ".join(sorted(self.config.profiles))
-            raise NotFound(f"there is no profile {profile[:80]!r}", hint=f"This server has: {known}.")
-
-    def _workspace(self, asked: str | None, session_id: str) -> Path:
-        return resolve_workspace(asked, session_id=session_id, roots=self.config.workspaces.roots, data_dir=self.data)
+        self.sessions = Sessions(config, store, data, self._ballast)
 
     # --- turns ----------------------------------------------------------------------------------------------------
 
@@ -242,10 +107,10 @@ class Supervisor:
         self._ballast.check()
         message = check_message(new.message, self.config.limits.message_bytes_max)
         check_attachments(new.attachments)
-        row = await self._session(session_id)
+        row = await self.sessions.row(session_id)
         session = row.session
-        self._check_names(session.agent, session.profile)
-        workspace = await trio.to_thread.run_sync(self._workspace, session.workspace, session_id)
+        self.sessions.check_names(session.agent, session.profile)
+        workspace = await trio.to_thread.run_sync(self.sessions.resolve, session.workspace, session_id)
         now = time.time()
         spec = TurnSpec(
             turn_id=secrets.token_hex(8),
@@ -284,6 +149,10 @@ class Supervisor:
     async def _announce_queued(self, live: LiveTurn) -> None:
         await live.announce_queued(self._queue_position(live.turn_id) or 1)
         self._forget_ended(live)  # the store may have refused
+
+    async def session_turns(self, session_id: str) -> list[api.TurnView]:
+        await self.sessions.row(session_id)
+        return [self._view(row) for row in await self.store.session_turns(session_id)]
 
     async def turn(self, turn_id: str) -> api.TurnView:
         return self._view(await self._turn(turn_id))
@@ -430,7 +299,7 @@ class Supervisor:
             return
         state_dir = Path(self.config.webui.state_dir)
         try:
-            view = await self.session(session_id)
+            view = await self.sessions.view(session_id)
             with trio.move_on_after(WEBUI_STATE_S) as scope:
                 await trio.to_thread.run_sync(write_session_file, state_dir, view, abandon_on_cancel=True)
             if scope.cancelled_caught:
@@ -449,12 +318,13 @@ class Supervisor:
     async def _prepare(self, live: LiveTurn) -> Start:
         """What the child gets: an environment from nothing, and its Start."""
         spec = live.spec
-        self._check_names(spec.agent, spec.profile)  # it may have waited through a restart with another configuration
+        # It may have waited through a restart with another configuration.
+        self.sessions.check_names(spec.agent, spec.profile)
         agent = self.config.agents[spec.agent]
         profile = self.config.profiles[spec.profile]
         home = Path(profile.home).expanduser() if profile.home else self.data / "profiles" / spec.profile
         await trio.to_thread.run_sync(lambda: home.mkdir(parents=True, exist_ok=True))
-        session = (await self._session(spec.session_id)).session
+        session = (await self.sessions.row(spec.session_id)).session
         earlier = await self.store.messages(spec.session_id)
         history = earlier[: _index_of_turn(earlier, spec.turn_id)]
         environment = child_environment(

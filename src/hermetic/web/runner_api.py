@@ -157,7 +157,7 @@ async def _start(supervisor: Supervisor) -> api.RunStarted:
     attachments = await _attachments(supervisor, session, asked.attachments or [])
     new = api.NewTurn(message=asked.message, attachments=attachments, model=_model(asked))
     turn = await supervisor.start_turn(session.session_id, new, asked=kept)
-    titled = await supervisor.find_session(session.session_id)
+    titled = await supervisor.sessions.find(session.session_id)
     return api.RunStarted(
         run_id=turn.turn_id,
         stream_id=turn.turn_id,
@@ -189,12 +189,12 @@ async def _session(supervisor: Supervisor, asked: api.NewRun) -> api.CompactSess
     Raises `SessionBusy` before anything is changed.
     """
     wanted = {name: value for name in ("workspace", "profile") if (value := getattr(asked, name))}
-    found = await supervisor.find_session(asked.session_id) if asked.session_id else None
+    found = await supervisor.sessions.find(asked.session_id) if asked.session_id else None
     if found is None:
         try:
-            return await supervisor.create_session(api.NewSession(**wanted), session_id=asked.session_id or None)
+            return await supervisor.sessions.create(api.NewSession(**wanted), session_id=asked.session_id or None)
         except Conflict:  # another run of the same session was quicker
-            found = await supervisor.find_session(asked.session_id or "")
+            found = await supervisor.sessions.find(asked.session_id or "")
             if found is None:
                 raise
     if found.active_turn_id:
@@ -202,7 +202,7 @@ async def _session(supervisor: Supervisor, asked: api.NewRun) -> api.CompactSess
             f"run {found.active_turn_id} of this session has not ended", hint=BUSY_HINT, turn_id=found.active_turn_id
         )
     if any(getattr(found, name) != value for name, value in wanted.items()):
-        return await supervisor.change_session(found.session_id, api.ChangeSession(**wanted))
+        return await supervisor.sessions.change(found.session_id, api.ChangeSession(**wanted))
     return found
 
 
@@ -211,7 +211,7 @@ async def _attachments(supervisor: Supervisor, session: api.CompactSession, atta
     are copied into the workspace, for an agent sees no other folder."""
     if not attachments:
         return []
-    workspace = await supervisor.session_workspace(session.session_id)
+    workspace = await supervisor.sessions.workspace(session.session_id)
     state_dir = supervisor.config.webui.state_dir
     inbox = Path(state_dir) / "attachments" if state_dir else None
     return [await trio.to_thread.run_sync(_attachment, each, workspace, inbox) for each in attachments]

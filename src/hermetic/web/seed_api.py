@@ -63,7 +63,7 @@ def whole_shape(session: api.SessionView) -> Json:
 async def whole_done(supervisor: Supervisor, session_id: str, data: bytes) -> bytes:
     """A `done` event's JSON with the whole session in it: in the journal it has this turn's messages alone."""
     try:
-        view = await supervisor.session(session_id)
+        view = await supervisor.sessions.view(session_id)
     except NotFound:  # deleted while it was read
         return data
     done = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
@@ -107,7 +107,7 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
             raise SessionBusy("session already has an active stream", hint=BUSY_HINT, turn_id=session.active_turn_id)
         workspace = text(given, "workspace")
         if workspace and workspace != session.workspace:
-            await supervisor.change_session(session.session_id, api.ChangeSession(workspace=workspace))
+            await supervisor.sessions.change(session.session_id, api.ChangeSession(workspace=workspace))
         turn = await supervisor.start_turn(
             session.session_id,
             api.NewTurn(message=message, attachments=_names(given), model=text(given, "model")),
@@ -151,7 +151,7 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
 
     @seed.get("/api/approval/pending")
     async def pending() -> Response:
-        session = await supervisor.find_session(query("session_id"))
+        session = await supervisor.sessions.find(query("session_id"))
         asked = await _approvals(supervisor, session)
         shape = msgspec.to_builtins(asked[0]) | {"pending_count": len(asked)} if asked else None
         return json_response({"pending": shape, "pending_count": len(asked)})
@@ -173,7 +173,7 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
     @seed.post("/api/session/new")
     async def new_session() -> Response:
         given = await body(Json, empty=True)
-        made = await supervisor.create_session(
+        made = await supervisor.sessions.create(
             api.NewSession(
                 workspace=text(given, "workspace"), model=text(given, "model"), profile=text(given, "profile")
             )
@@ -182,7 +182,7 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
 
     @seed.get("/api/session")
     async def get_session() -> Response:
-        return json_response({"session": whole_shape(await supervisor.session(query("session_id")))})
+        return json_response({"session": whole_shape(await supervisor.sessions.view(query("session_id")))})
 
     @seed.get("/api/sessions")
     async def sessions() -> Response:
@@ -197,7 +197,7 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
         hits = [shape | {"match_type": "title"} for shape in known if wanted.casefold() in shape["title"].casefold()]
         if request.args.get("content", "1") == "1":
             by_title = {hit["session_id"] for hit in hits}
-            in_content = await supervisor.search_sessions(wanted, limit=PAGE_MAX)
+            in_content = await supervisor.sessions.search_compact(wanted, limit=PAGE_MAX)
             hits += [
                 compact_shape(hit) | {"match_type": "content"} for hit in in_content if hit.session_id not in by_title
             ]
@@ -209,33 +209,33 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
         session = await found(given)
         if (title := given.get("title")) is None:
             raise ClientError("Missing required field(s): title")
-        return changed(await supervisor.change_session(session.session_id, api.ChangeSession(title=str(title)[:80])))
+        return changed(await supervisor.sessions.change(session.session_id, api.ChangeSession(title=str(title)[:80])))
 
     @seed.post("/api/session/update")
     async def update() -> Response:
         given = await body(Json)
         session = await found(given)
         workspace, model = text(given, "workspace") or UNSET, text(given, "model") or UNSET
-        await supervisor.change_session(session.session_id, api.ChangeSession(workspace=workspace, model=model))
-        return json_response({"session": whole_shape(await supervisor.session(session.session_id))})
+        await supervisor.sessions.change(session.session_id, api.ChangeSession(workspace=workspace, model=model))
+        return json_response({"session": whole_shape(await supervisor.sessions.view(session.session_id))})
 
     @seed.post("/api/session/pin")
     async def pin() -> Response:
         given = await body(Json)
         change = api.ChangeSession(pinned=bool(given.get("pinned", True)))
-        return changed(await supervisor.change_session((await found(given)).session_id, change))
+        return changed(await supervisor.sessions.change((await found(given)).session_id, change))
 
     @seed.post("/api/session/archive")
     async def archive() -> Response:
         given = await body(Json)
         change = api.ChangeSession(archived=bool(given.get("archived", True)))
-        return changed(await supervisor.change_session((await found(given)).session_id, change))
+        return changed(await supervisor.sessions.change((await found(given)).session_id, change))
 
     @seed.post("/api/session/delete")
     async def delete() -> Response:
         given = await body(Json)
         try:
-            await supervisor.delete_session(required(given, "session_id"))
+            await supervisor.sessions.delete(required(given, "session_id"))
         except NotFound:
             pass  # the page asks for the same again when an answer was lost
         return json_response({"ok": True})
@@ -243,7 +243,7 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
     @seed.post("/api/session/clear")
     async def clear() -> Response:
         session = await found(await body(Json))
-        view = await supervisor.truncate_session(session.session_id, 0, untitled=True)
+        view = await supervisor.sessions.truncate(session.session_id, 0, untitled=True)
         return json_response({"ok": True, "session": compact_shape(view)})
 
     @seed.post("/api/session/truncate")
@@ -252,12 +252,12 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
         keep = given.get("keep_count")
         if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0:
             raise ClientError("keep_count must be a number of messages, 0 or more")
-        view = await supervisor.truncate_session((await found(given)).session_id, keep)
+        view = await supervisor.sessions.truncate((await found(given)).session_id, keep)
         return json_response({"ok": True, "session": whole_shape(view)})
 
     @seed.get("/api/session/export")
     async def export() -> Response:
-        view = await supervisor.session(query("session_id"))
+        view = await supervisor.sessions.view(query("session_id"))
         response = json_response(whole_shape(view))
         response.headers["Content-Disposition"] = f'attachment; filename="hermes-{view.session_id}.json"'
         return response
@@ -269,7 +269,7 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
         if "name" not in given:
             raise ClientError("Missing required field: name")
         name = (text(given, "name") or "").strip() or None
-        await supervisor.change_session(session.session_id, api.ChangeSession(personality=name))
+        await supervisor.sessions.change(session.session_id, api.ChangeSession(personality=name))
         # The profile's configuration has the prompt, and the agent reads it there when a turn starts.
         return json_response({"ok": True, "personality": name, "prompt": ""})
 
@@ -281,7 +281,7 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
         with form.file:
             session = await found(dict(form.fields))
             name = uploads.safe_name(form.filename)
-            workspace = await supervisor.session_workspace(session.session_id)
+            workspace = await supervisor.sessions.workspace(session.session_id)
             path: Path = await trio.to_thread.run_sync(uploads.place, form.file, workspace, name)
         return json_response({"filename": name, "path": str(path), "size": form.size})
 
@@ -301,7 +301,7 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
 
     async def found(given: Json) -> api.CompactSession:
         session_id = required(given, "session_id")
-        session = await supervisor.find_session(session_id)
+        session = await supervisor.sessions.find(session_id)
         if session is None:
             raise NotFound("Session not found")
         return session
@@ -311,7 +311,7 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
         shapes: list[Json] = []
         before: float | None = None
         while len(shapes) < LIST_MAX:
-            page = await supervisor.sessions(before=before, limit=PAGE_MAX, archived=None)
+            page = await supervisor.sessions.page(before=before, limit=PAGE_MAX, archived=None)
             shapes += [compact_shape(session) for session in page.sessions]
             if (before := page.next_before) is None:
                 break

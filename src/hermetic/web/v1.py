@@ -74,50 +74,50 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
 
     @v1.post("/v1/sessions")
     async def create_session() -> Response:
-        return json_response(await supervisor.create_session(await body(api.NewSession, empty=True)), 201)
+        return json_response(await supervisor.sessions.create(await body(api.NewSession, empty=True)), 201)
 
     @v1.get("/v1/sessions")
     async def list_sessions() -> Response:
         limit = number("limit", int, 50, 1, PAGE_MAX)
         if query := request.args.get("q", "").strip():
-            rows = await supervisor.search_sessions(query, limit=limit)
+            rows = await supervisor.sessions.search_compact(query, limit=limit)
             return json_response(api.SessionList(sessions=rows))
         before = number("before", float, None, 0, 1e12)
-        return json_response(await supervisor.sessions(before=before, limit=limit, archived=flag("archived")))
+        return json_response(await supervisor.sessions.page(before=before, limit=limit, archived=flag("archived")))
 
     @v1.get("/v1/search")
     async def search() -> Response:
         query = request.args.get("q", "").strip()
         if not query:
             raise ClientError("?q= is empty", hint="Say what to look for.")
-        return json_response(await supervisor.search(query, limit=number("limit", int, 20, 1, PAGE_MAX)))
+        return json_response(await supervisor.sessions.search(query, limit=number("limit", int, 20, 1, PAGE_MAX)))
 
     @v1.get("/v1/sessions/<session_id>")
     async def get_session(session_id: str) -> Response:
-        return json_response(await supervisor.session(session_id))
+        return json_response(await supervisor.sessions.view(session_id))
 
     @v1.patch("/v1/sessions/<session_id>")
     async def change_session(session_id: str) -> Response:
-        return json_response(await supervisor.change_session(session_id, await body(api.ChangeSession)))
+        return json_response(await supervisor.sessions.change(session_id, await body(api.ChangeSession)))
 
     @v1.post("/v1/sessions/<session_id>/rename")
     async def rename_session(session_id: str) -> Response:
         asked = await body(api.Rename)
-        return json_response(await supervisor.change_session(session_id, api.ChangeSession(title=asked.title)))
+        return json_response(await supervisor.sessions.change(session_id, api.ChangeSession(title=asked.title)))
 
     @v1.post("/v1/sessions/<session_id>/archive")
     async def archive_session(session_id: str) -> Response:
         asked = await body(api.Archive, empty=True)
-        return json_response(await supervisor.change_session(session_id, api.ChangeSession(archived=asked.archived)))
+        return json_response(await supervisor.sessions.change(session_id, api.ChangeSession(archived=asked.archived)))
 
     @v1.delete("/v1/sessions/<session_id>")
     async def delete_session(session_id: str) -> Response:
-        await supervisor.delete_session(session_id)
+        await supervisor.sessions.delete(session_id)
         return Response(b"", 204)
 
     @v1.get("/v1/sessions/<session_id>/export")
     async def export_session(session_id: str) -> Response:
-        view = await supervisor.session(session_id)
+        view = await supervisor.sessions.view(session_id)
         match request.args.get("format", "json"):
             case "json":
                 response, ending = json_response(view), "json"

@@ -1,0 +1,162 @@
+"""Sessions: made, found, changed and deleted; what their turns need to know of them.
+
+A session's agent, profile and workspace are names that came from outside: they are checked whenever they are set and
+again before each turn, because the configuration and the file system may have changed in between.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import trio
+
+from hermetic.protocol import api
+from hermetic.protocol.errors import ClientError, Conflict, NotFound
+from hermetic.supervisor.ballast import Ballast
+from hermetic.supervisor.config import Config, default_agent
+from hermetic.supervisor.store.interface import Session, SessionRow, Store
+from hermetic.supervisor.summary import compact, tool_cards
+from hermetic.supervisor.workspaces import resolve_workspace
+
+SESSION_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+"""What a session may be called: it becomes a folder's name and a part of URLs. Ours are 12 hexadecimal digits."""
+RETRY_CONFLICT = 5
+"""Tries of a read-change-write on a session; each loser lost to a write that succeeded."""
+
+
+class Sessions:
+    """A supervisor's sessions. All methods raise `HermeticError`s from protocol/errors.py."""
+
+    def __init__(self, config: Config, store: Store, data: Path, ballast: Ballast) -> None:
+        self._config = config
+        self._store = store
+        self._data = data
+        self._ballast = ballast
+
+    async def create(
+        self, new: api.NewSession, *, session_id: str | None = None, tenant: str = "local"
+    ) -> api.CompactSession:
+        """`session_id`: one that another server has given out; `Conflict` when it is there already."""
+        self._ballast.check()
+        if session_id is None:
+            session_id = secrets.token_hex(6)
+        elif not SESSION_ID.fullmatch(session_id):
+            raise ClientError("a session's id is 1 to 64 letters, digits, _ and -", hint="Send another session_id.")
+        agent = new.agent or default_agent(self._config)
+        profile = new.profile or self._config.default_profile
+        self.check_names(agent, profile)
+        workspace = await trio.to_thread.run_sync(self.resolve, new.workspace, session_id)
+        now = time.time()
+        session = Session(
+            session_id=session_id,
+            tenant=tenant,
+            title=(new.title or "").strip(),
+            title_by_user=bool((new.title or "").strip()),
+            agent=agent,
+            profile=profile,
+            workspace=str(workspace),
+            model=new.model or self._config.agents[agent].model,
+            personality=new.personality,
+            project_id=new.project_id,
+            created_at=now,
+            updated_at=now,
+        )
+        await self._store.create_session(session)
+        return compact(await self.row(session_id))
+
+    async def find(self, session_id: str) -> api.CompactSession | None:
+        row = await self._store.session(session_id)
+        return row and compact(row)
+
+    async def view(self, session_id: str) -> api.SessionView:
+        row = await self.row(session_id)
+        messages = await self._store.messages(session_id)
+        shown = {name: getattr(compact(row), name) for name in api.CompactSession.__struct_fields__}
+        return api.SessionView(**shown, messages=messages, tool_calls=tool_cards(messages))
+
+    async def page(
+        self, *, tenant: str = "local", before: float | None = None, limit: int = 50, archived: bool | None = False
+    ) -> api.SessionList:
+        rows = await self._store.sessions(tenant, before=before, limit=limit, archived=archived)
+        following = rows[-1].session.updated_at if len(rows) == limit else None
+        return api.SessionList(sessions=[compact(row) for row in rows], next_before=following)
+
+    async def search(self, query: str, *, tenant: str = "local", limit: int = 20) -> api.SearchResult:
+        hits = await self._store.search(tenant, query, limit=limit)
+        return api.SearchResult(
+            hits=[
+                api.SearchHit(
+                    session_id=row.session.session_id,
+                    title=row.session.title,
+                    snippet=snippet,
+                    updated_at=row.session.updated_at,
+                )
+                for row, snippet in hits
+            ]
+        )
+
+    async def search_compact(self, query: str, *, tenant: str = "local", limit: int = 50) -> list[api.CompactSession]:
+        return [compact(row) for row, _snippet in await self._store.search(tenant, query, limit=limit)]
+
+    async def change(self, session_id: str, change: api.ChangeSession) -> api.CompactSession:
+        changes: dict[str, Any] = {
+            name: value for name in change.__struct_fields__ if (value := getattr(change, name)) is not msgspec.UNSET
+        }
+        if "title" in changes:
+            changes["title"] = changes["title"].strip()
+            changes["title_by_user"] = bool(changes["title"])
+        if "workspace" in changes:
+            changes["workspace"] = str(await trio.to_thread.run_sync(self.resolve, changes["workspace"], session_id))
+        for _ in range(RETRY_CONFLICT):
+            row = await self.row(session_id)
+            self.check_names(changes.get("agent", row.session.agent), changes.get("profile", row.session.profile))
+            try:
+                await self._store.put_session(msgspec.structs.replace(row.session, **changes), if_rev=row.rev)
+                return compact(await self.row(session_id))
+            except Conflict:
+                continue
+        raise Conflict("the session keeps changing under this request", hint="Send it again.")
+
+    async def truncate(self, session_id: str, keep: int, *, untitled: bool = False) -> api.SessionView:
+        """Forgets all messages but the first `keep`. `untitled`: also the title. Raises `SessionBusy`."""
+        now = time.time()
+        cleared = {"title": "", "title_by_user": False} if untitled else {}
+        await self._store.truncate(
+            session_id, keep, change=lambda session: msgspec.structs.replace(session, updated_at=now, **cleared)
+        )
+        return await self.view(session_id)
+
+    async def workspace(self, session_id: str) -> Path:
+        """The folder in which the session's next turn would work, allowed at this moment."""
+        session = (await self.row(session_id)).session
+        return await trio.to_thread.run_sync(self.resolve, session.workspace, session_id)
+
+    async def delete(self, session_id: str) -> None:
+        if not await self._store.delete_session(session_id):
+            raise NotFound(f"there is no session {session_id}")
+        # Its workspace stays: files of a person are never deleted with a conversation.
+
+    async def row(self, session_id: str) -> SessionRow:
+        """As the store has it. Raises `NotFound`."""
+        row = await self._store.session(session_id)
+        if row is None:
+            raise NotFound(f"there is no session {session_id[:40]}")
+        return row
+
+    def check_names(self, agent: str, profile: str) -> None:
+        """Raises `NotFound` unless the configuration has both."""
+        if agent not in self._config.agents:
+            known = ", ".join(sorted(self._config.agents))
+            raise NotFound(f"there is no agent {agent[:80]!r}", hint=f"This server has: {known}.")
+        if profile not in self._config.profiles:
+            known = ", ".join(sorted(self._config.profiles))
+            raise NotFound(f"there is no profile {profile[:80]!r}", hint=f"This server has: {known}.")
+
+    def resolve(self, asked: str | None, session_id: str) -> Path:
+        """A workspace that the session may have (workspaces.py). Blocks on the file system."""
+        return resolve_workspace(asked, session_id=session_id, roots=self._config.workspaces.roots, data_dir=self._data)
