@@ -7,13 +7,14 @@ BIN := $(VENV)/bin
 HERMES := .cache/hermes-venv
 NPM_LOCKS := $(wildcard tests/*/package-lock.json)
 
-.PHONY: help run test lint docs bench clients clean
+.PHONY: help run test lint docs vendor bench clients clean
 
 help:
 	@echo 'make run     start the server; ARGS="--bind 127.0.0.1:8000" passes options on'
 	@echo 'make test    run all tests; ARGS="tests/protocol -k frame" runs some'
 	@echo 'make lint    style, types and import contracts'
 	@echo 'make docs    write the generated parts of docs/ again'
+	@echo 'make vendor  fetch the libraries of the page again (needs npm)'
 	@echo 'make bench   run the measurements'
 	@echo 'make clean   remove everything that these commands made, but not $(DATA)'
 
@@ -32,6 +33,9 @@ lint: $(VENV)/work.stamp
 
 docs: $(VENV)/work.stamp
 	$(BIN)/python -m hermetic.protocol.reference docs/protocol.md
+
+vendor: | $(BIN)/python
+	$(BIN)/python scripts/vendor.py
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python -m bench $(ARGS)
