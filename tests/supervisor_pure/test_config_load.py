@@ -12,15 +12,18 @@ from hermetic.supervisor.config import (
     ADAPTERS,
     DEMO,
     Agent,
+    AgentLimits,
     Config,
     Limits,
     Profile,
+    Seal,
     Server,
     Stream,
     Turns,
     Workspaces,
     default_agent,
     is_loopback,
+    limits_of,
     load_config,
     parse_bind,
     show,
@@ -28,7 +31,7 @@ from hermetic.supervisor.config import (
 from hermetic.supervisor.config_reference import reference
 from hermetic.supervisor.config_toml import encode, field_docs
 
-SECTIONS = [Server, Turns, Limits, Stream, Workspaces, Agent, Profile]
+SECTIONS = [Server, Turns, Limits, Seal, Stream, Workspaces, Agent, AgentLimits, Profile]
 ISSUE_EXAMPLE = """
 [agents.mine]
 adapter = "function"
@@ -297,7 +300,8 @@ def test_what_is_shown_has_every_key_with_its_meaning_and_no_passed_value(
     assert 'pass_env = ["OPENAI_API_KEY"]' in text and "hunter2" not in text
     for section in SECTIONS:
         for field in section.__struct_fields__:
-            assert f"{field} = " in text or f"# {field} is not set" in text
+            shown = (f"{field} = ", f"# {field} is not set", f"[agents.mine.{field}]")
+            assert any(way in text for way in shown)
     assert tomllib.loads(text)["turns"]["grace_s"] == 5.0
     assert "# Between SIGTERM and SIGKILL.\ngrace_s = 5.0\n" in text
 
@@ -315,3 +319,12 @@ def test_the_reference_in_the_docs_is_up_to_date() -> None:
     assert docs.read_text(encoding="utf-8") == reference(), (
         "run: python -m hermetic.supervisor.config_reference > docs/configuration.md"
     )
+
+
+def test_an_agent_changes_only_the_limits_that_it_names(tmp_path: Path) -> None:
+    config = load(
+        tmp_path, ISSUE_EXAMPLE + "[agents.mine.limits]\nprocesses_max = 7\n[limits]\nmemory_bytes_max = 99_000_000\n"
+    )
+    limits = limits_of(config, config.agents["mine"])
+    assert limits.processes_max == 7 and limits.memory_bytes_max == 99_000_000
+    assert limits_of(config, config.agents["demo"]).processes_max == Limits().processes_max

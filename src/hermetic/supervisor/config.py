@@ -75,7 +75,7 @@ class Turns(Section, frozen=True):
 
 
 class Limits(Section, frozen=True):
-    """How much one turn may say."""
+    """How much one turn may say, and how much of the host it may use. Over a limit it ends as over_limit, by name."""
 
     message_bytes_max: Size = 1 << 20
     """A user's message in UTF-8."""
@@ -84,10 +84,65 @@ class Limits(Section, frozen=True):
     event_bytes_max: Size = 32 << 20
     """All events of a turn; then it ends as over_limit. A turn's text is kept in memory while it runs; a model that
     writes a hundred tokens a second for five hours stays below."""
+    event_bytes_per_s_max: Size = 8 << 20
+    """Events of a turn in any one second. A fast model writes some kilobytes; what is near this is a loop."""
     stderr_bytes_max: Annotated[int, Meta(ge=0, le=64 << 20)] = 64 << 10
     """What is kept of a child's prints: the last part."""
     stderr_lines: Annotated[int, Meta(ge=0, le=1000)] = 20
     """Lines of it in the event of a crash."""
+    memory_bytes_max: Annotated[int, Meta(ge=16 << 20, le=1 << 50)] = 2 << 30
+    """All processes of a turn together. Without a memory cgroup: the data of each process."""
+    processes_max: Annotated[int, Meta(ge=4, le=1 << 22)] = 512
+    """Processes and threads of a turn together; three are the turn's own."""
+    cpu_share: Annotated[int, Meta(ge=1, le=10_000)] = 100
+    """A turn's weight when the host is busy; one with 200 gets twice the time of one with 100."""
+    file_bytes_max: Size = 4 << 30
+    """One file that a turn writes."""
+    open_files_max: Annotated[int, Meta(ge=64, le=1 << 20)] = 1024
+    """Of one process."""
+    tmp_bytes_max: Annotated[int, Meta(ge=1 << 20, le=1 << 40)] = 256 << 20
+    """A turn's own /tmp, and as much again for its home where that is not kept."""
+    shm_bytes_max: Annotated[int, Meta(ge=1 << 20, le=1 << 40)] = 64 << 20
+    """A turn's own /dev/shm."""
+    workspace_bytes_max: Size | None = None
+    """All files of the workspace, measured while a turn runs: it ends, the files stay. Not set: no limit."""
+
+
+class AgentLimits(Section, frozen=True):
+    """`[agents.NAME.limits]`: of `[limits]`, those that differ for this agent."""
+
+    event_bytes_max: Size | None = None
+    """As in [limits], like all of these."""
+    event_bytes_per_s_max: Size | None = None
+    """As in [limits]."""
+    memory_bytes_max: Annotated[int, Meta(ge=16 << 20, le=1 << 50)] | None = None
+    """As in [limits]."""
+    processes_max: Annotated[int, Meta(ge=4, le=1 << 22)] | None = None
+    """As in [limits]."""
+    cpu_share: Annotated[int, Meta(ge=1, le=10_000)] | None = None
+    """As in [limits]."""
+    file_bytes_max: Size | None = None
+    """As in [limits]."""
+    open_files_max: Annotated[int, Meta(ge=64, le=1 << 20)] | None = None
+    """As in [limits]."""
+    tmp_bytes_max: Annotated[int, Meta(ge=1 << 20, le=1 << 40)] | None = None
+    """As in [limits]."""
+    shm_bytes_max: Annotated[int, Meta(ge=1 << 20, le=1 << 40)] | None = None
+    """As in [limits]."""
+    workspace_bytes_max: Size | None = None
+    """As in [limits]."""
+
+
+class Seal(Section, frozen=True):
+    """What holds a turn (SECURITY.md has the levels)."""
+
+    strict: bool = False
+    """Refuse to start where the host cannot give level 3."""
+    level_max: Annotated[int, Meta(ge=0, le=3)] = 3
+    """Seal no tighter than this, although the host could. 0 needs --insecure: nothing keeps an agent from the files of
+    the server's user, nor from the network."""
+    uid_base: Annotated[int, Meta(ge=1, le=4_000_000_000)] = 2_000_000
+    """A server that runs as root gives each tenant a user id of its own from here on; nobody else may have them."""
 
 
 class Stream(Section, frozen=True):
@@ -139,6 +194,13 @@ class Agent(Section, frozen=True):
     """The model when a session names none."""
     options: dict[str, Any] = field(default_factory=dict)
     """The agent's own settings; they reach the adapter as they are."""
+    readable: list[str] = field(default_factory=list)
+    """Files and folders of the host that its turns see, read-only, beside their Python, its python_path and the system's
+    programs."""
+    writable: list[str] = field(default_factory=list)
+    """The same, writable, beside the workspace: all turns of this agent share them, whoever's they are."""
+    limits: AgentLimits = field(default_factory=AgentLimits)
+    """What its turns may say and use, where that differs from [limits]."""
 
 
 class Profile(Section, frozen=True):
@@ -166,6 +228,7 @@ class Config(Section, frozen=True):
     limits: Limits = field(default_factory=Limits)
     stream: Stream = field(default_factory=Stream)
     workspaces: Workspaces = field(default_factory=Workspaces)
+    seal: Seal = field(default_factory=Seal)
     webui: Webui = field(default_factory=Webui)
     agents: dict[str, Agent] = field(default_factory=lambda: {"demo": DEMO})
     """`demo` is there unless the file defines it otherwise."""
@@ -261,6 +324,8 @@ def _agent(agent: Agent, name: str, folder: Path) -> Agent:
         agent,
         interpreter=None if agent.interpreter is None else _path(agent.interpreter, folder, f"{path}.interpreter"),
         python_path=[_path(p, folder, f"{path}.python_path[{i}]") for i, p in enumerate(agent.python_path)],
+        readable=[_path(p, folder, f"{path}.readable[{i}]") for i, p in enumerate(agent.readable)],
+        writable=[_path(p, folder, f"{path}.writable[{i}]") for i, p in enumerate(agent.writable)],
     )
 
 
@@ -418,6 +483,12 @@ def default_agent(config: Config) -> str:
         return config.default_agent
     defined = [name for name, agent in config.agents.items() if name != "demo" or agent != DEMO]
     return defined[0] if len(defined) == 1 else "demo"
+
+
+def limits_of(config: Config, agent: Agent) -> Limits:
+    """`[limits]` with what the agent's own table changes."""
+    own = {name: value for name in AgentLimits.__struct_fields__ if (value := getattr(agent.limits, name)) is not None}
+    return replace(config.limits, **own)
 
 
 def show(config: Config) -> str:

@@ -7,7 +7,19 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from msgspec import Meta, Struct
 
-from hermetic.supervisor.config import Agent, Config, Limits, Profile, Server, Stream, Turns, Webui, Workspaces
+from hermetic.supervisor.config import (
+    Agent,
+    AgentLimits,
+    Config,
+    Limits,
+    Profile,
+    Seal,
+    Server,
+    Stream,
+    Turns,
+    Webui,
+    Workspaces,
+)
 from hermetic.supervisor.config_toml import field_docs, toml_value
 from hermetic.supervisor.environment import BASE, COPIED, OURS
 
@@ -17,8 +29,10 @@ _SECTIONS: dict[str, type[Struct]] = {
     "limits": Limits,
     "stream": Stream,
     "workspaces": Workspaces,
+    "seal": Seal,
     "webui": Webui,
     "agents.NAME": Agent,
+    "agents.NAME.limits": AgentLimits,
     "profiles.NAME": Profile,
 }
 
@@ -109,7 +123,10 @@ def _table(title: str, section: type[Struct], only: set[str] | None = None) -> s
 def _row(section: type[Struct], name: str) -> str:
     hint = get_type_hints(section, include_extras=True)[name]
     default = getattr(section(), name)
-    shown = "not set" if default is None else f"`{toml_value(default)}`"
+    if isinstance(default, Struct):
+        shown = "its own"  # a table of its own, below
+    else:
+        shown = "not set" if default is None else f"`{toml_value(default)}`"
     meaning = field_docs(section).get(name, "").replace("|", "\\|")
     return f"| `{name}` | {_type(hint)} | {shown} | {meaning} |\n"
 
@@ -121,6 +138,8 @@ def _type(hint: Any) -> str:
     simple = {str: "text", int: "integer", float: "number", bool: "true or false"}
     if hint in simple:
         return simple[hint]
+    if isinstance(hint, type) and issubclass(hint, Struct):
+        return "table, below"
     if get_origin(hint) is list:
         return "list of text"
     if get_origin(hint) is dict:
