@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
@@ -22,7 +23,17 @@ READY_S = 60
 class Server:
     """One data directory and, between `start` and `stop` or `kill`, one server process on it."""
 
-    def __init__(self, folder: Path, toml: str = "", *, data: Path | None = None, env: dict[str, str] | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        toml: str = "",
+        *,
+        data: Path | None = None,
+        env: dict[str, str] | None = None,
+        arguments: Sequence[str] = (),
+        prefix: Sequence[str] = (),
+    ):
+        """`arguments`: more for `hermetic serve`. `prefix`: words before the whole command, which exec it."""
         self.data = data or folder / "data"
         self.config = folder / "hermetic.toml"
         self.config.write_text(textwrap.dedent(toml))
@@ -32,6 +43,8 @@ class Server:
         self.process: subprocess.Popen | None = None
         self.url = ""
         self._env = env
+        self._arguments = arguments
+        self._prefix = prefix
 
     def write_agent(self, name: str, code: str) -> None:
         (self.agents / f"{name}.py").write_text(textwrap.dedent(code))
@@ -42,8 +55,8 @@ class Server:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(  # noqa: ASYNC220 - a millisecond, and a Popen can outlive its trio run
                 [
-                    *(sys.executable, "-m", "hermetic", "serve", "--bind", "127.0.0.1:0"),
-                    *("--config", str(self.config), "--data", str(self.data)),
+                    *(*self._prefix, sys.executable, "-m", "hermetic", "serve", "--bind", "127.0.0.1:0"),
+                    *("--config", str(self.config), "--data", str(self.data), *self._arguments),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
