@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 import trio
 
 from hermetic.protocol.errors import Conflict, Fenced, NotFound, QueueFull, SessionBusy
+from hermetic.supervisor.identity import LOCAL
+from hermetic.supervisor.store.identity import Key, Login, Tenant, User
 from hermetic.supervisor.store.interface import (
     Change,
     Claim,
@@ -27,7 +29,7 @@ from hermetic.supervisor.store.interface import (
 from hermetic.supervisor.store.journal_rows import pack
 from hermetic.supervisor.store.search import text_of, words_of
 
-__all__ = ["MemoryStore"]
+__all__ = ["MemoryIdentities", "MemoryStore"]
 
 Messages = list[dict[str, Any]]
 
@@ -46,6 +48,7 @@ class MemoryStore:
         self._journal: dict[str, list[Entry]] = {}
         # By turn; as JSON, so that nobody shares a message with the store.
         self._messages: dict[str, list[bytes]] = {}
+        self.identities = MemoryIdentities(self)
 
     # --- journal ---------------------------------------------------------------------------------------------------
 
@@ -285,6 +288,129 @@ class MemoryStore:
     def _unpacked(self, session_id: str) -> Messages:
         turns = self._of_session(session_id)
         return [msgspec.json.decode(data) for turn in turns for data in self._messages[turn.spec.turn_id]]
+
+
+class MemoryIdentities:
+    """An `IdentityStore` in memory (supervisor/store/identity.py), part of a `MemoryStore`."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+        self._given = 0
+        self._tenants: dict[str, Tenant] = {}
+        self._users: dict[tuple[str, str], User] = {}
+        self._keys: dict[str, Key] = {}
+        self._logins: dict[bytes, Login] = {}
+
+    async def tenants(self) -> list[Tenant]:
+        await trio.lowlevel.checkpoint()
+        return list(self._tenants.values())
+
+    async def tenant(self, tenant: str) -> Tenant | None:
+        await trio.lowlevel.checkpoint()
+        return self._tenants.get(tenant)
+
+    async def add_tenant(self, tenant: Tenant) -> Tenant:
+        await trio.lowlevel.checkpoint()
+        if tenant.tenant in self._tenants:
+            raise Conflict(f"there is a tenant {tenant.tenant} already")
+        self._given += 1
+        made = msgspec.structs.replace(tenant, number=self._given)
+        self._tenants[tenant.tenant] = made
+        return made
+
+    async def put_tenant(self, tenant: Tenant) -> None:
+        await trio.lowlevel.checkpoint()
+        if (before := self._tenants.get(tenant.tenant)) is None:
+            raise NotFound(f"there is no tenant {tenant.tenant}")
+        self._tenants[tenant.tenant] = msgspec.structs.replace(tenant, number=before.number)
+
+    async def remove_tenant(self, tenant: str) -> bool:
+        await trio.lowlevel.checkpoint()
+        if any(turn.spec.tenant == tenant and turn.ended_at is None for turn in self._store._turns.values()):
+            raise Conflict(f"turns of the tenant {tenant} have not ended", hint="Suspend it first, and wait.")
+        if self._tenants.pop(tenant, None) is None:
+            return False
+        for session in [session for session in self._store._sessions.values() if session.tenant == tenant]:
+            await self._store.delete_session(session.session_id)
+        self._users = {at: user for at, user in self._users.items() if user.tenant != tenant}
+        self._forget(lambda it: it.tenant == tenant)
+        return True
+
+    async def users(self, tenant: str) -> list[User]:
+        await trio.lowlevel.checkpoint()
+        return [user for _, user in sorted(self._users.items()) if user.tenant == tenant]
+
+    async def user(self, tenant: str, user: str) -> User | None:
+        await trio.lowlevel.checkpoint()
+        return self._users.get((tenant, user))
+
+    async def put_user(self, user: User) -> None:
+        await trio.lowlevel.checkpoint()
+        self._check_tenant(user.tenant)
+        self._users[user.tenant, user.user] = user
+
+    async def remove_user(self, tenant: str, user: str) -> bool:
+        await trio.lowlevel.checkpoint()
+        if self._users.pop((tenant, user), None) is None:
+            return False
+        self._forget(lambda it: (it.tenant, it.user) == (tenant, user))
+        return True
+
+    async def add_key(self, key: Key) -> None:
+        await trio.lowlevel.checkpoint()
+        self._check_tenant(key.tenant)
+        if key.key_id in self._keys:
+            raise Conflict(f"there is a key {key.key_id} already")
+        self._keys[key.key_id] = key
+
+    async def key(self, key_id: str) -> Key | None:
+        await trio.lowlevel.checkpoint()
+        return self._keys.get(key_id)
+
+    async def keys(self, tenant: str) -> list[Key]:
+        await trio.lowlevel.checkpoint()
+        return [key for key in self._keys.values() if key.tenant == tenant]
+
+    async def revoke_key(self, tenant: str, key_id: str, at: float) -> bool:
+        await trio.lowlevel.checkpoint()
+        key = self._keys.get(key_id)
+        if key is None or key.tenant != tenant:
+            return False
+        if key.revoked_at is None:
+            self._keys[key_id] = msgspec.structs.replace(key, revoked_at=at)
+        self._logins = {at: login for at, login in self._logins.items() if login.key_id != key_id}
+        return True
+
+    async def touch_key(self, key_id: str, at: float) -> None:
+        await trio.lowlevel.checkpoint()
+        if key := self._keys.get(key_id):
+            self._keys[key_id] = msgspec.structs.replace(key, last_used_at=at)
+
+    async def add_login(self, login: Login) -> None:
+        await trio.lowlevel.checkpoint()
+        self._logins[login.sha256] = login
+
+    async def login(self, sha256: bytes) -> Login | None:
+        await trio.lowlevel.checkpoint()
+        return self._logins.get(sha256)
+
+    async def remove_login(self, sha256: bytes) -> bool:
+        await trio.lowlevel.checkpoint()
+        return self._logins.pop(sha256, None) is not None
+
+    async def forget_logins(self, before: float) -> int:
+        await trio.lowlevel.checkpoint()
+        kept = {at: login for at, login in self._logins.items() if login.expires_at >= before}
+        gone, self._logins = len(self._logins) - len(kept), kept
+        return gone
+
+    def _check_tenant(self, tenant: str) -> None:
+        if tenant != LOCAL and tenant not in self._tenants:
+            raise NotFound(f"there is no tenant {tenant}")
+
+    def _forget(self, gone: Callable[[Key | Login], bool]) -> None:
+        self._keys = {at: key for at, key in self._keys.items() if not gone(key)}
+        self._logins = {at: login for at, login in self._logins.items() if not gone(login)}
 
 
 def _replace(turn: TurnRow, **members: Any) -> TurnRow:

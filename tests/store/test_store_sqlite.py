@@ -375,7 +375,7 @@ async def test_a_newer_database_is_refused_and_left_untouched(path: Path) -> Non
     newer.execute("PRAGMA user_version = 99")
     newer.close()
     before = path.read_bytes(), path.stat().st_mtime_ns
-    with pytest.raises(StorageError, match=r"version 99; this program knows versions up to 1$") as refused:
+    with pytest.raises(StorageError, match=r"version 99; this program knows versions up to \d+$") as refused:
         async with open_sqlite(path):
             pass
     assert "newer Hermetic" in refused.value.hint
@@ -441,7 +441,7 @@ async def test_a_migration_that_fails_leaves_the_version_before_it(path: Path, m
             pass
     monkeypatch.setattr(engine_module, "_migrations", lambda: [*good, "CREATE TABLE extra (x);"])
     async with open_sqlite(path) as store:
-        assert await cast(SqliteStore, store)._read(lambda db: int(db.pragma("user_version"))) == 2
+        assert await cast(SqliteStore, store)._read(lambda db: int(db.pragma("user_version"))) == len(good) + 1
         assert await store.turn("t")
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 from msgspec import Struct, field
 
 from hermetic.protocol.events import StateName, Verdict
+from hermetic.supervisor.store.identity import IdentityStore
 
 Record = tuple[str, bytes]
 """An event as the journal keeps it: its name and its JSON (one line, no LF)."""
@@ -209,3 +210,7 @@ class SessionStore(Protocol):
 
 class Store(EventLog, TurnQueue, Control, SessionStore, Protocol):
     """All of it, and its lifetime. Used as `async with open_sqlite(path) as store:`."""
+
+    @property
+    def identities(self) -> IdentityStore:
+        """Who there is."""

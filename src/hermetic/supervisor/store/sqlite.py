@@ -19,6 +19,7 @@ import trio
 from hermetic.protocol.errors import Conflict, Fenced, NotFound, QueueFull, SessionBusy, StorageError
 from hermetic.supervisor.store.engine import Engine
 from hermetic.supervisor.store.group_commit import GroupCommit
+from hermetic.supervisor.store.identity_sqlite import SqliteIdentities
 from hermetic.supervisor.store.interface import (
     Change,
     Claim,
@@ -88,6 +89,7 @@ class SqliteStore:
         self._engine = engine
         self._writes = writes
         self._reading = trio.CapacityLimiter(1)
+        self.identities = SqliteIdentities(self._read, self._write)
 
     async def _read(self, query: Callable[[apsw.Connection], T]) -> T:
         try:
