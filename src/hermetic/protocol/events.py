@@ -254,6 +254,21 @@ class Steer(Event, frozen=True):
     text: str
 
 
+class EgressDenied(Event, frozen=True):
+    """Something of the turn wanted to reach a place that it may not. Of a flood only some are told; `total` counts."""
+
+    method: str
+    host: str
+    port: int
+    reason: str
+    """`host_not_listed`, `port_not_listed`, `address_not_listed`, `address_not_public`, `own_address`,
+    `server_name_differs`, `not_tls`, `host_header_differs`, `path_not_allowed`, `not_allowed`, …"""
+    path: str = ""
+    """Of a plain HTTP request or one to the model, without its query, cut to 200 characters."""
+    total: int = 1
+    """Denials of this turn so far, with those that have no event of their own."""
+
+
 class Cancelling(Event, frozen=True):
     """The turn is being stopped: asked to end, then killed after `grace_s`."""
 
@@ -302,7 +317,8 @@ class StreamEnd(Event, frozen=True):
 
 
 SupervisorEvent = (
-    Queued | Started | ApprovalResolved | ClarifyResolved | Steer | Cancelling | Done | Apperror | Cancel | StreamEnd
+    Queued | Started | ApprovalResolved | ClarifyResolved | Steer | EgressDenied | Cancelling | Done | Apperror | Cancel
+    | StreamEnd
 )
 TerminalEvent = Done | Apperror | Cancel
 

@@ -20,6 +20,8 @@ from msgspec.structs import replace
 
 from hermetic.protocol.errors import ConfigError
 from hermetic.supervisor import config_toml
+from hermetic.supervisor.egress.model_rules import DEFAULT_REQUESTS, parse_provider
+from hermetic.supervisor.egress.rules import parse_rules
 
 ADAPTERS: Final = ("function", "demo", "hermes")
 """What an agent's `adapter` may name; the child has a module of the same name for each."""
@@ -45,6 +47,11 @@ class Server(Section, frozen=True):
     """HOST:PORT; port 0 lets the kernel choose. Anything but loopback needs --insecure while there are no tenants."""
     data: str = "~/.local/share/hermetic"
     """Database, workspaces and kept output of children."""
+    tls_cert: str | None = None
+    """A certificate with its chain, PEM: the server then speaks HTTPS, with HTTP/2. Browsers allow an HTTP/1.1 server six
+    connections, so that a person with seven open turns needs this (or one stream for all: docs/streams.md)."""
+    tls_key: str | None = None
+    """Its key, PEM, without a password. Not set: it is in the file of tls_cert."""
     body_bytes_max: Size = 4 << 20
     """A request's body; larger than limits.message_bytes_max by what JSON escapes may add."""
     upload_bytes_max: Annotated[int, Meta(ge=1, le=1 << 30)] = 20 << 20
@@ -156,6 +163,12 @@ class Stream(Section, frozen=True):
     """Encoded events kept in memory per running turn; what has left is read from the journal."""
     ring_events: Count = 4096
     """The same as a number of events: small ones cost more than their bytes."""
+    stall_s: Seconds = 30.0
+    """Within this time a client must have taken 64 KiB of what is being sent to it, else its connection is cut; a reader
+    of events comes back with its cursor."""
+    direct: bool = True
+    """Write on readers' sockets from the task that has news (plain HTTP/1.1 only), not from each reader's own: a tenth
+    of the cost. Switch it off if you suspect it of a fault, and report that."""
 
 
 class Workspaces(Section, frozen=True):
@@ -171,6 +184,23 @@ class Webui(Section, frozen=True):
 
     state_dir: str | None = None
     """Its HERMES_WEBUI_STATE_DIR: at the end of a turn the session's file there is written. Not set: none is."""
+
+
+class ModelApi(Section, frozen=True):
+    """The model provider whose key a sealed turn does not see: `[agents.NAME.model_api]` (docs/egress.md)."""
+
+    url: str
+    """Its base URL, `https://api.openai.com/v1`. Plain http only for a model server on this machine."""
+    key_env: str | None = None
+    """The variable of the server's environment with the key. Not set: the provider wants none."""
+    key_header: str = "authorization"
+    """The header that the key is sent in, in lower case. In `authorization` it follows `Bearer`."""
+    requests: list[str] = field(default_factory=lambda: list(DEFAULT_REQUESTS))
+    """What may be asked: `METHOD /path` after the url; `/*` at the end stands for everything below."""
+    url_env: list[str] = field(default_factory=lambda: ["OPENAI_BASE_URL"])
+    """Variables of the child that are set to the URL at which it reaches the provider."""
+    placeholder_env: list[str] = field(default_factory=lambda: ["OPENAI_API_KEY"])
+    """Variables of the child that are set to a placeholder, where its client wants a key."""
 
 
 class Agent(Section, frozen=True):
@@ -194,6 +224,11 @@ class Agent(Section, frozen=True):
     """The model when a session names none."""
     options: dict[str, Any] = field(default_factory=dict)
     """The agent's own settings; they reach the adapter as they are."""
+    egress: list[str] = field(default_factory=list)
+    """Hosts that a sealed turn may reach: `HOST`, `HOST:PORT`, `*.DOMAIN`, `*` for any on the Internet; port 443 where
+    none is named. A private address only by itself (docs/egress.md). Empty: none."""
+    model_api: ModelApi | None = None
+    """The model provider, reached through the server, which keeps the key."""
     readable: list[str] = field(default_factory=list)
     """Files and folders of the host that its turns see, read-only, beside their Python, its python_path and the system's
     programs."""
@@ -299,11 +334,23 @@ def _checked(config: Config, folder: Path) -> Config:
     roots = [_path(root, folder, f"workspaces.roots[{i}]") for i, root in enumerate(config.workspaces.roots)]
     return replace(
         config,
-        server=replace(config.server, data=_path(config.server.data, folder, "server.data")),
+        server=_server(config.server, folder),
         workspaces=Workspaces(roots=roots),
         webui=Webui(state_dir=None if state_dir is None else _path(state_dir, folder, "webui.state_dir")),
         agents=agents,
         profiles=profiles,
+    )
+
+
+def _server(server: Server, folder: Path) -> Server:
+    cert, key = server.tls_cert, server.tls_key
+    if key is not None and cert is None:
+        raise ConfigError("server.tls_key: there is no server.tls_cert that it could belong to")
+    return replace(
+        server,
+        data=_path(server.data, folder, "server.data"),
+        tls_cert=None if cert is None else _path(cert, folder, "server.tls_cert"),
+        tls_key=None if key is None else _path(key, folder, "server.tls_key"),
     )
 
 
@@ -315,6 +362,10 @@ def _agent(agent: Agent, name: str, folder: Path) -> Agent:
     elif agent.target is not None:
         raise ConfigError(f'{path}.target: only the adapter "function" has a target, this is "{agent.adapter}"')
     _check_env(agent.env, agent.pass_env, path)
+    for index, entry in enumerate(agent.egress):
+        _named(f"{path}.egress[{index}]", lambda text: parse_rules([text]), entry)
+    if agent.model_api is not None:
+        _check_model_api(agent.model_api, agent.pass_env, path)
     for key in _secret_options(agent.options, f"{path}.options"):
         raise ConfigError(
             f"{key}: this option looks like a secret, and secrets do not belong in this file",
@@ -327,6 +378,21 @@ def _agent(agent: Agent, name: str, folder: Path) -> Agent:
         readable=[_path(p, folder, f"{path}.readable[{i}]") for i, p in enumerate(agent.readable)],
         writable=[_path(p, folder, f"{path}.writable[{i}]") for i, p in enumerate(agent.writable)],
     )
+
+
+def _check_model_api(api: ModelApi, pass_env: list[str], path: str) -> None:
+    _named(
+        f"{path}.model_api", lambda url: parse_provider(url, requests=api.requests, key_header=api.key_header), api.url
+    )
+    names = [*api.url_env, *api.placeholder_env] + ([] if api.key_env is None else [api.key_env])
+    for name in names:
+        if fault := variable_fault(name):
+            raise ConfigError(f"{path}.model_api: {fault}")
+    if api.key_env in pass_env:
+        raise ConfigError(
+            f"{path}.pass_env: {api.key_env} is the key of {path}.model_api, which the agent must not see",
+            hint=f"Take {api.key_env} out of pass_env; the server puts the key into the requests itself.",
+        )
 
 
 def _profile(profile: Profile, name: str, folder: Path) -> Profile:

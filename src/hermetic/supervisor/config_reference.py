@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from msgspec import Meta, Struct
+from msgspec import NODEFAULT, Meta, Struct
+from msgspec.structs import fields
 
 from hermetic.supervisor.config import (
     Agent,
     AgentLimits,
     Config,
     Limits,
+    ModelApi,
     Profile,
     Seal,
     Server,
@@ -33,6 +35,7 @@ _SECTIONS: dict[str, type[Struct]] = {
     "webui": Webui,
     "agents.NAME": Agent,
     "agents.NAME.limits": AgentLimits,
+    "agents.NAME.model_api": ModelApi,
     "profiles.NAME": Profile,
 }
 
@@ -103,6 +106,7 @@ def _environment() -> str:
                 f"of the server's own, where it has them: {', '.join(f'`{name}`' for name in COPIED)};",
                 "the profile: `env_file`, then `env`, then `pass_env`;",
                 "the agent: `env`, then `pass_env`;",
+                "what leads to the network and to the model (`egress`, `model_api`): [egress.md](egress.md);",
                 f"what nobody can override: {', '.join(f'`{name}`' for name in OURS)}.",
             ),
             start=1,
@@ -122,8 +126,11 @@ def _table(title: str, section: type[Struct], only: set[str] | None = None) -> s
 
 def _row(section: type[Struct], name: str) -> str:
     hint = get_type_hints(section, include_extras=True)[name]
-    default = getattr(section(), name)
-    if isinstance(default, Struct):
+    member = next(field for field in fields(section) if field.name == name)
+    default = member.default if member.default_factory is NODEFAULT else member.default_factory()
+    if member.required:
+        shown = "required"
+    elif isinstance(default, Struct):
         shown = "its own"  # a table of its own, below
     else:
         shown = "not set" if default is None else f"`{toml_value(default)}`"

@@ -15,6 +15,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, datetime, time
 from functools import cache
+from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -37,11 +38,16 @@ def decode(table: Mapping[str, Any], kind: type[T], path: str = "") -> T:
         if key not in hints:
             where = f"in [{path}]" if path else "at the top"
             raise ConfigError(f'{join(path, key)}: unknown key "{key}" {where}; {nearest(key, hints)}')
+    for member in msgspec.structs.fields(kind):
+        if member.required and member.name not in table:
+            raise ConfigError(f"{join(path, member.name)}: missing")
     return kind(**{key: _value(value, hints[key], join(path, key)) for key, value in table.items()})
 
 
 def _value(value: Any, kind: Any, path: str) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
+    if origin is UnionType and inspect.isclass(arguments[0]) and issubclass(arguments[0], Struct):  # SECTION | None
+        kind = arguments[0]
     if inspect.isclass(kind) and issubclass(kind, Struct):
         return decode(_table(value, path), kind, path)
     if origin is dict:

@@ -18,6 +18,7 @@ from dotenv.parser import parse_stream
 
 from hermetic.protocol.errors import ConfigError
 from hermetic.supervisor.config import Agent, Profile, variable_fault
+from hermetic.supervisor.egress.variables import egress_variables, holders_of_key
 
 BASE: Final = {
     "LANG": "C.UTF-8",
@@ -57,12 +58,14 @@ def child_environment(
     server_environ: Mapping[str, str],
     python: str = sys.executable,
     agent_name: str = "",
+    network_namespace: bool = False,
 ) -> dict[str, str]:
     """Everything that the child will see. `server_environ` is looked at by name only; `home` is the profile's, `python` the
-    path of the interpreter that runs the child.
+    path of the interpreter that runs the child. `network_namespace`: its only way out are the listeners of egress/.
 
     Reads the profile's `env_file` and nothing else. Raises `ConfigError` when a variable of `pass_env` is not there,
-    when `env_file` cannot be read or parsed, and for what execve(2) cannot carry. No message has a value in it.
+    when `env_file` cannot be read or parsed, when the key of `model_api` would be seen in a network namespace, and for
+    what execve(2) cannot carry. No message has a value in it.
     """
     profile_path, agent_path = f"profiles.{profile_name}", f"agents.{agent_name}" if agent_name else "the agent"
     environment = {
@@ -75,11 +78,17 @@ def child_environment(
         **_passed(profile.pass_env, server_environ, f"{profile_path}.pass_env"),
         **agent.env,
         **_passed(agent.pass_env, server_environ, f"{agent_path}.pass_env"),
+        **egress_variables(agent.model_api, server_environ, network_namespace=network_namespace),
         "TERMINAL_CWD": str(workspace),
         "HERMES_EXEC_ASK": "1",
         "HERMES_SESSION_KEY": session_id,
         "HERMES_HOME": str(home),
     }
+    if network_namespace and (names := holders_of_key(environment, agent.model_api, server_environ)):
+        raise ConfigError(
+            f"{', '.join(names)} would show the agent the key of {agent_path}.model_api",
+            hint=f"Take it out of {profile_path} (env_file, pass_env): the server puts the key into the requests itself.",
+        )
     _check(environment)
     return environment
 
