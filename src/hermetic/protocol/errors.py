@@ -60,7 +60,17 @@ class WorkspaceNotAllowed(Forbidden):
 class Unauthorized(ClientError):
     code = "unauthorized"
     status = 401
-    default_hint = "Send the key of this server as `Authorization: Bearer KEY`."
+    default_hint = "Send a key of this server as `Authorization: Bearer KEY`, or log in at /login."
+
+
+class MissingScope(Forbidden):
+    code = "missing_scope"
+    default_hint = "Use a key with the scope that the message names; an admin of your tenant can make one."
+
+
+class TenantSuspended(Forbidden):
+    code = "suspended"
+    default_hint = "Ask the people who run this server."
 
 
 class NotFound(ClientError):

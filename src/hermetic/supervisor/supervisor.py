@@ -37,6 +37,7 @@ from hermetic.supervisor.config import Config, default_agent
 from hermetic.supervisor.ending import BEFORE_START, BY_USER, SERVER_DIED, SERVER_STOPS, Ending, finish_of
 from hermetic.supervisor.environment import child_environment
 from hermetic.supervisor.hub import Reader
+from hermetic.supervisor.identities import Identities
 from hermetic.supervisor.run_turn import LiveTurn, Start
 from hermetic.supervisor.seal_probe import probe
 from hermetic.supervisor.sessions import Sessions
@@ -94,6 +95,7 @@ class Supervisor:
         self._settled: dict[str, trio.Event] = {}
         """Of each turn in `_live`: set when it has ended and all that follows its end is done."""
         self._ballast = Ballast(data / "ballast")
+        self.identities = Identities(store.identities, data)
         self.sessions = Sessions(config, store, data, self._ballast)
 
     # --- turns ----------------------------------------------------------------------------------------------------
@@ -569,6 +571,7 @@ async def open_supervisor(
                 config, store, data.resolve(), nursery, seal, os.environ if server_environ is None else server_environ
             )
             try:
+                await supervisor.identities.load()
                 await supervisor.recover()
                 yield supervisor
             finally:
