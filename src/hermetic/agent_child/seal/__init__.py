@@ -10,10 +10,12 @@ the agent. From then on neither can go back, and only now may the agent read a b
         init = InitSeal(policy, name)         in init
         init.prepare()
         if os.fork() == 0:
+            ...                               close every descriptor that is not the agent's
             agent = AgentSeal(policy)         in the agent
             agent.prepare()
             ...                               wait until init has entered
             agent.enter(workspace)
+            ...                               in the interpreter that runs the agent: tools.guard(…)
         ...                                   wait for the turn
         init.enter(workspace)
     ...
@@ -24,14 +26,28 @@ A mechanism of the policy that cannot be had raises SealError, and the process m
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 
-from hermetic.agent_child.seal import namespaces, roots
+from hermetic.agent_child.seal import cgroups, idmap, landlock, namespaces, network, privileges, roots, seccomp
 from hermetic.agent_child.seal.errors import SealError
-from hermetic.agent_child.seal.namespaces import clone_init
 from hermetic.protocol.launch import Policy
 
 __all__ = ["AgentSeal", "InitSeal", "SealError", "clone_init", "reap"]
+
+_of_init: list[str] = []
+"""In an agent, forked from its init: what init holds."""
+
+
+def clone_init(policy: Policy) -> int:
+    """Like os.fork: 0 in the init, its process id in the caller. Raises SealError, in the caller alone."""
+    if policy.uid is not None and os.geteuid() == 0 and "private_root" in (*policy.mechanisms, *policy.optional):
+        with suppress(OSError):  # the likely owner of workspaces, so that all inits inherit the map; else made then
+            idmap.namespace((0, 0), (policy.uid, policy.uid if policy.gid is None else policy.gid))
+    return namespaces.clone_init(policy)
 
 
 class _Seal:
@@ -45,21 +61,33 @@ class _Seal:
     def _wants(self, mechanism: str) -> bool:
         return mechanism in self._policy.mechanisms or mechanism in self._policy.optional
 
-    def _apply(self, mechanism: str, action: Callable[[], object]) -> None:
-        """Raises SealError when the mechanism is required."""
+    def _apply(self, mechanism: str, action: Callable[[], object]) -> bool:
+        """Whether it holds. Raises SealError when it is required and does not."""
         if not self._wants(mechanism):
-            return
+            return False
         try:
             action()
-        except (OSError, SealError) as error:
-            self._lacks(mechanism, error)
-        else:
-            self.held.append(mechanism)
+        except (OSError, ValueError, SealError) as error:
+            if mechanism in self._policy.mechanisms:
+                raise error if isinstance(error, SealError) else SealError(mechanism, str(error)) from error
+            self.missing.append(mechanism)
+            return False
+        self.held.append(mechanism)
+        return True
 
-    def _lacks(self, mechanism: str, error: OSError | SealError) -> None:
-        if mechanism in self._policy.mechanisms:
-            raise error if isinstance(error, SealError) else SealError(mechanism, str(error)) from error
-        self.missing.append(mechanism)
+    def _give_up_privileges(self) -> None:
+        if os.geteuid() == 0 and "user_namespace" not in namespaces.made:
+            os.setgroups([])
+        self._apply("tenant_uid", self._become_the_tenant)
+        self._apply("no_capabilities", privileges.drop_capabilities)
+        self._apply("no_new_privs", privileges.gain_nothing_by_exec)
+        privileges.set_dumpable(False)
+
+    def _become_the_tenant(self) -> None:
+        uid, gid = self._policy.uid, self._policy.gid
+        if uid is None:
+            raise SealError("tenant_uid", "the policy names none")
+        privileges.become(uid, uid if gid is None else gid)
 
 
 class InitSeal(_Seal):
@@ -68,35 +96,140 @@ class InitSeal(_Seal):
     def __init__(self, policy: Policy, name: str) -> None:
         super().__init__(policy)
         self._name = name
+        self._root: roots.PrivateRoot | None = None
         self.listeners: list[int] = []
-        """Descriptors, one for each of the policy's ports, listening inside the turn's network."""
+        """Descriptors, one for each of the policy's ports, listening inside the turn's network; none without one."""
 
     def prepare(self) -> None:
         """All that needs no workspace."""
         made = namespaces.made
         if "user_namespace" in made:
+            privileges.set_dumpable(True)  # else the files of the maps are root's
             namespaces.map_ids()
         self.held += made
         self.missing += [name for name in namespaces.FLAGS if self._wants(name) and name not in made]
-        if "mount_namespace" in made:
-            roots.make_private()
-            self._apply("proc", lambda: roots.mount_proc("/proc"))
-        elif self._wants("proc"):
-            self._lacks("proc", SealError("proc", "it needs a mount namespace"))
+        self._join_cgroups()
+        self._apply("cgroup_namespace", namespaces.enter_cgroup_namespace)
+        if "uts_namespace" in made:
+            socket.sethostname("hermetic")
+        if "network_namespace" in made:
+            network.bring_loopback_up()
+            self.listeners = [network.listen(port) for port in self._policy.ports]
+        self._mount()
+        if self._wants("no_capabilities"):
+            with suppress(OSError):  # unprivileged and without a user namespace: there is nothing to lose
+                privileges.empty_bounding_set()
+        _of_init[:] = self.held
 
     def enter(self, workspace: str) -> None:
         """The workspace is mounted, the host let go, every privilege given up.
 
         The signal for the parent's death is kept. Whether the parent died meanwhile is for the caller to see.
         """
+        if self._root is not None:
+            try:
+                self._root.enter(workspace)
+            except OSError as error:
+                raise SealError("private_root", str(error)) from error
+        elif (
+            self._policy.uid is not None and self._wants("tenant_uid") and os.stat(workspace).st_uid != self._policy.uid
+        ):
+            raise SealError("tenant_uid", f"without a private root {workspace} must belong to user {self._policy.uid}")
+        self._give_up_privileges()
+
+    def _join_cgroups(self) -> None:
+        errors: dict[str, SealError] = {}
+        found = set()
+        for cgroup in self._policy.cgroups:
+            mechanisms = {cgroups.MECHANISMS[one] for one in cgroup.controllers if one in cgroups.MECHANISMS}
+            try:
+                cgroups.join(cgroup, self._name, self._policy.limits)
+                found |= mechanisms
+            except OSError as error:
+                errors |= {one: SealError(one, str(error)) for one in mechanisms}
+        for mechanism in cgroups.MECHANISMS.values():
+            self._apply(mechanism, partial(_demand, mechanism in found, errors.get(mechanism), mechanism))
+
+    def _mount(self) -> None:
+        if "mount_namespace" in namespaces.made:
+            roots.make_slave()
+            root = roots.PrivateRoot(
+                self._policy,
+                unprivileged="user_namespace" in namespaces.made,
+                sealed_network="network_namespace" in namespaces.made,
+            )
+            if self._apply("private_root", root.pivot):
+                self._root = root
+                root.fill()  # no way back from here, so this is never optional
+        self._apply("proc", self._mount_proc)
+        if self._wants("private_root") and "private_root" not in (*self.held, *self.missing):
+            self._apply("private_root", lambda: _demand(False, None, "private_root"))
+
+    def _mount_proc(self) -> None:
+        if "mount_namespace" not in namespaces.made or "pid_namespace" not in namespaces.made:
+            raise SealError("proc", "it needs a mount and a PID namespace")
+        roots.mount_proc()
 
 
 class AgentSeal(_Seal):
     def prepare(self) -> None:
-        """All that needs no workspace. The caller has one thread, and still the privileges of init."""
+        """All that needs no workspace, seccomp's filter included: what is still to come passes it.
+
+        The caller has one thread, the privileges of init and no descriptor that is not the agent's; it must not close
+        the one that is opened here.
+        """
+        for fd in (*roots.init_only, *idmap.descriptors()):
+            with suppress(OSError):
+                os.close(fd)
+        with suppress(OSError):  # no /proc
+            privileges.prefer_to_be_killed()
+        self._apply("rlimits", self._set_rlimits)
+        self._apply("landlock", self._make_rules)
+        self._give_up_privileges()
+        self._apply("seccomp", lambda: seccomp.install(self._network()))
 
     def enter(self, workspace: str) -> None:
         """The rest, after init has entered."""
+        if "landlock" in self.held:
+            try:
+                self._rules.allow(workspace, landlock.WRITE)
+                self._rules.enter()
+            except OSError as error:
+                raise SealError("landlock", f"{workspace}: {error}") from error
+
+    def _network(self) -> str:
+        if "network_namespace" in _of_init:
+            return "own"
+        return "ruled" if self._wants("network_namespace") else "host"
+
+    def _set_rlimits(self) -> None:
+        # A count of processes is kept for each user in each user namespace. As the tenant's user it is shared with the
+        # tenant's other turns: better than none. The host's root is not bound by it at all.
+        own_count = "user_namespace" in _of_init or (self._wants("tenant_uid") and bool(self._policy.uid))
+        privileges.set_rlimits(
+            self._policy.limits,
+            memory="cgroup_memory" not in _of_init,
+            processes="cgroup_pids" not in _of_init and own_count,
+        )
+
+    def _make_rules(self) -> None:
+        policy = self._policy
+        private = "private_root" in _of_init
+        self._rules = rules = landlock.Ruleset(policy.ports if self._network() == "ruled" else None)
+        if rules.abi < landlock.ABI_FOR_SCOPES:
+            raise SealError("landlock", f"this kernel's has no scopes (version {rules.abi}, Linux 6.12 has 6)")
+        if private:
+            rules.allow("/", landlock.LIST)
+        for path in (*roots.SYSTEM, *(["/etc"] if private else roots.ETC_OUTSIDE), "/proc"):
+            rules.allow(path, landlock.READ, may_be_missing=True)
+        for path in (*(f"/dev/{name}" for name in roots.DEVICES), "/dev/pts"):
+            rules.allow(path, landlock.DEVICE, may_be_missing=True)
+        for path in policy.readable:
+            rules.allow(path, landlock.READ)
+        for path in (*policy.writable, *(["/tmp", "/dev/shm"] if private else [])):
+            rules.allow(path, landlock.WRITE)
+        if policy.home is not None:
+            rules.allow(policy.home, landlock.WRITE, may_be_missing=not private)
 
 
 def reap(policy: Policy, name: str) -> str | None:
@@ -104,4 +237,12 @@ def reap(policy: Policy, name: str) -> str | None:
 
     Removes the turn's cgroups.
     """
-    return None
+    limits = [cgroups.enforced(cgroup, name) for cgroup in policy.cgroups]
+    for cgroup in policy.cgroups:
+        cgroups.remove(cgroup, name)
+    return next((one for one in ("memory_bytes", "processes") if one in limits), None)
+
+
+def _demand(there: bool, error: SealError | None, mechanism: str) -> None:
+    if not there:
+        raise error or SealError(mechanism, "the host gives none to this server")

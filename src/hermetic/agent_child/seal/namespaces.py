@@ -69,6 +69,11 @@ def map_ids() -> None:
             file.write(text)
 
 
+def enter_cgroup_namespace() -> None:
+    """After init has joined its cgroups. Raises OSError."""
+    syscalls.call(syscalls.UNSHARE, NEWCGROUP)
+
+
 def _flags(names: list[str]) -> int:
     flags = 0
     for name in names:

@@ -1,15 +1,294 @@
-"""Mounts."""
+"""A root of its own: what the policy names, at the same paths as outside, and nothing else.
+
+**How it comes to be.** A small tmpfs becomes the root by pivot_root(".", "."), which leaves the host's root stacked
+under the same "/": absolute paths see the new root, and a descriptor of the old one still reaches the host. Everything
+that is wanted is cloned from there as a mount without a place (open_tree), made read-only, nosuid and nodev while
+nobody can reach it yet (mount_setattr), and put in its place (move_mount). When the turn's workspace has been mounted
+the same way, the old root is detached; nothing that is left leads to it.
+
+**Links.** Paths of the policy are resolved by the supervisor, and are opened here with no symbolic link allowed in
+them: part of the host's tree may be writable by an earlier turn, and a link put there must not say what is mounted.
+
+**Recursion.** What is read-only is bound with everything mounted below it, the workspace without. In a user namespace
+all must come along: the kernel does not let a less privileged namespace look under the host's mounts.
+
+**Slave, not private.** A disk that the host unmounts must not be held by a waiting standby.
+
+A process of the turn sees: /usr and the links that lead there; of /etc what programs need to run, to know the time and
+to trust certificates; users, hosts and resolver made up for the turn; the common devices; its own /proc, read-only
+(a turn that runs as root without capabilities could otherwise write /proc/sys); /tmp, /dev/shm and a home, each a tmpfs
+with a cap in bytes and files, which count as memory of the turn.
+"""
 
 from __future__ import annotations
 
-from hermetic.agent_child import kernel
+import errno
+import os
+import stat
+import struct
+from contextlib import suppress
+
+from hermetic.agent_child.seal import idmap, syscalls
+from hermetic.agent_child.seal.errors import SealError
+from hermetic.protocol.launch import Policy
+
+SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+ETC = (
+    *("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "localtime", "timezone", "os-release"),
+    *("ssl/certs", "ssl/openssl.cnf", "ca-certificates", "pki/ca-trust", "pki/tls/certs", "pki/tls/openssl.cnf"),
+    *("crypto-policies", "services", "protocols", "mime.types", "fonts", "terminfo"),
+)
+"""Not ssl/private and not pki as a whole: there are keys in them."""
+ETC_OUTSIDE = tuple(f"/etc/{name}" for name in (*ETC, "passwd", "group", "hosts", "resolv.conf", "nsswitch.conf"))
+"""For a turn that sees the host's own root."""
+DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+_DEV_LINKS = {
+    "fd": "/proc/self/fd",
+    "stdin": "/proc/self/fd/0",
+    "stdout": "/proc/self/fd/1",
+    "stderr": "/proc/self/fd/2",
+    "ptmx": "pts/ptmx",
+}
+_MOUNT_POINTS = ("/tmp", "/mnt", "/run", "/var", "/home")
+"""Any of them is where the new root waits for the moment of the pivot."""
+_ROOT_OPTIONS = b"mode=0755,size=1m,nr_inodes=4096"
+"""Folders, links and four small files of ours; no turn can write there."""
+_BYTES_PER_FILE = 2048
+"""A cap on the files of a tmpfs: an empty one costs the kernel about a kilobyte that its size does not count."""
+
+_NOSUID, _NODEV, _NOEXEC, _REC, _SLAVE = 2, 4, 8, 1 << 14, 1 << 19
+_DETACH = 2
+_OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC, _AT_RECURSIVE, _AT_EMPTY_PATH = 1, os.O_CLOEXEC, 0x8000, 0x1000
+_MOVE_EMPTY_PATHS = 0x04 | 0x40
+_ATTR_RDONLY, _ATTR_NOSUID, _ATTR_NODEV, _ATTR_NOEXEC = 1, 2, 4, 8
+
+init_only: list[int] = []
+"""Descriptors that lead to the host. The agent is forked while they are open, and must close them."""
 
 
-def make_private() -> None:
-    """What is mounted here is not seen outside; what is mounted outside from now on is not seen here."""
-    kernel.mount(None, b"/", None, kernel.MS_REC | kernel.MS_PRIVATE)
+def make_slave() -> None:
+    """What is mounted here is not seen outside; what the host unmounts disappears here too."""
+    syscalls.mount(b"none", b"/", None, _REC | _SLAVE)
 
 
-def mount_proc(path: str) -> None:
+def mount_proc() -> None:
     """Raises OSError in a container that masks parts of its own /proc."""
-    kernel.mount(b"proc", path.encode(), b"proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
+    syscalls.mount(b"proc", b"/proc", b"proc", _NOSUID | _NODEV | _NOEXEC)
+
+
+class PrivateRoot:
+    """In init. `unprivileged`: it lives in a user namespace."""
+
+    def __init__(self, policy: Policy, unprivileged: bool, sealed_network: bool) -> None:
+        self._policy = policy
+        self._unprivileged = unprivileged
+        self._uid = os.getuid() if policy.uid is None else policy.uid
+        self._gid = os.getgid() if policy.gid is None else policy.gid
+        self._etc = _etc_files(policy, self._uid, self._gid, sealed_network)
+        self._old = -1
+
+    def fill(self) -> None:
+        """All but the workspace and /proc. Raises OSError and SealError."""
+        for name in SYSTEM:
+            self._bind_system(name)
+        self._fill_etc()
+        self._fill_dev()
+        os.mkdir("/proc")
+        os.mkdir("/var")
+        os.mkdir("/run")
+        os.symlink("../tmp", "/var/tmp")
+        os.symlink("/run", "/var/run")
+        self._fill_by_policy()
+        os.chdir("/")
+
+    def enter(self, workspace: str) -> None:
+        """Raises OSError and SealError."""
+        self._bind_owned(workspace)
+        # What lies inside the workspace has been covered by it.
+        for path in _by_depth(self._policy.readable):
+            if _is_below(path, workspace):
+                self._bind_readable(path)
+        for path in _by_depth(self._policy.writable):
+            if _is_below(path, workspace):
+                self._bind_owned(path)
+        os.fchdir(self._old)
+        syscalls.unmount(b".", _DETACH)
+        os.chdir("/")
+        with suppress(OSError):  # not mounted
+            _set_attributes(_AT_FDCWD, b"/proc", _ATTR_RDONLY)
+        _set_attributes(_AT_FDCWD, b"/", _ATTR_RDONLY)
+        for fd in init_only:
+            os.close(fd)
+        init_only.clear()
+
+    def pivot(self) -> None:
+        self._old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        init_only.append(self._old)
+        point = next((path for path in _MOUNT_POINTS if os.path.isdir(path)), "/usr")
+        syscalls.mount(b"tmpfs", point.encode(), b"tmpfs", _NOSUID | _NODEV, _ROOT_OPTIONS)
+        os.chdir(point)
+        try:
+            syscalls.call(syscalls.PIVOT_ROOT, b".", b".")
+        except OSError as error:
+            raise SealError(
+                "private_root", f"pivot_root: {error.strerror} (is the host's root an initramfs?)"
+            ) from error
+
+    def _bind_system(self, path: str) -> None:
+        """A link as a link; nothing where the host has nothing."""
+        try:
+            link = os.readlink(path.lstrip("/"), dir_fd=self._old)
+        except FileNotFoundError:
+            return
+        except OSError:  # not a link
+            self._bind_readable(path)
+        else:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.symlink(link, path)
+
+    def _fill_etc(self) -> None:
+        os.mkdir("/etc")
+        for name in ETC:
+            self._bind_system(f"/etc/{name}")
+        for name, text in self._etc.items():
+            with open(f"/etc/{name}", "w") as file:
+                file.write(text)
+
+    def _fill_dev(self) -> None:
+        os.mkdir("/dev")
+        for name in DEVICES:
+            with _opened(self._clone(f"/dev/{name}", recursive=False)) as tree:
+                # Read-only keeps the node as it is (a turn that is root could change its mode), not from being used.
+                _set_attributes(tree, b"", _ATTR_RDONLY | _ATTR_NOSUID | _ATTR_NOEXEC)
+                self._attach(tree, f"/dev/{name}", folder=False)
+        os.mkdir("/dev/pts")
+        syscalls.mount(b"devpts", b"/dev/pts", b"devpts", _NOSUID | _NOEXEC, b"newinstance,ptmxmode=0666,mode=0620")
+        for name, target in _DEV_LINKS.items():
+            os.symlink(target, f"/dev/{name}")
+        self._tmpfs("/dev/shm", self._policy.limits.shm_bytes, "mode=1777")
+
+    def _fill_by_policy(self) -> None:
+        policy = self._policy
+        self._tmpfs("/tmp", policy.limits.tmp_bytes, "mode=1777")
+        for path in _by_depth({*policy.readable, *policy.writable, *([policy.home] if policy.home else [])}):
+            if path == policy.home:
+                self._tmpfs(path, policy.limits.tmp_bytes, f"mode=0700,uid={self._uid},gid={self._gid}")
+            elif path in policy.writable:
+                self._bind_owned(path)
+            else:
+                self._bind_readable(path)
+
+    def _bind_readable(self, path: str) -> None:
+        with _opened(self._clone(path, recursive=True)) as tree:
+            _set_attributes(tree, b"", _ATTR_RDONLY | _ATTR_NOSUID | _ATTR_NODEV, recursive=True)
+            self._attach(tree, path, folder=_is_folder(tree))
+
+    def _bind_owned(self, path: str) -> None:
+        """Writable, and the turn's own, whoever owns it on the host."""
+        with _opened(self._clone(path, recursive=self._unprivileged)) as tree:
+            _set_attributes(tree, b"", _ATTR_NOSUID | _ATTR_NODEV, recursive=self._unprivileged)
+            owner = os.stat(tree)
+            ids = (owner.st_uid, owner.st_gid)
+            tenant = (self._uid, self._gid)
+            if not self._unprivileged and ids != tenant:
+                try:
+                    idmap.translate(tree, ids, tenant)
+                except OSError as error:
+                    raise SealError("tenant_uid", _cannot_translate(path, owner.st_uid, self._uid, error)) from error
+            self._attach(tree, path, folder=stat.S_ISDIR(owner.st_mode))
+
+    def _clone(self, path: str, *, recursive: bool) -> int:
+        try:
+            with _opened(syscalls.open_beneath(self._old, path)) as place:
+                flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
+                return syscalls.call(syscalls.OPEN_TREE, place, b"", flags)
+        except OSError as error:
+            why = "there is a symbolic link in it" if error.errno == errno.ELOOP else error.strerror
+            raise SealError("private_root", f"{path} cannot be mounted: {why}") from error
+
+    def _attach(self, tree: int, path: str, *, folder: bool) -> None:
+        with _opened(_place(path, folder=folder)) as target:
+            syscalls.call(syscalls.MOVE_MOUNT, tree, b"", target, b"", _MOVE_EMPTY_PATHS)
+
+    def _tmpfs(self, path: str, size: int, options: str) -> None:
+        with _opened(_place(path, folder=True)) as target:
+            os.fchdir(target)
+            options += f",size={size},nr_inodes={max(size // _BYTES_PER_FILE, 1024)}"
+            syscalls.mount(b"tmpfs", b".", b"tmpfs", _NOSUID | _NODEV, options.encode())
+
+
+class _opened:
+    """A descriptor for the length of a block."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __enter__(self) -> int:
+        return self._fd
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+
+_AT_FDCWD = -100
+
+
+def _set_attributes(fd: int, path: bytes, attributes: int, *, recursive: bool = False) -> None:
+    change = struct.pack("QQQQ", attributes, 0, 0, 0)
+    flags = (0 if path else _AT_EMPTY_PATH) | (_AT_RECURSIVE if recursive else 0)
+    syscalls.call(syscalls.MOUNT_SETATTR, fd, path, flags, change, len(change))
+
+
+def _place(path: str, *, folder: bool) -> int:
+    """A descriptor of the place to mount on, in the new root, made where it is missing."""
+    root = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    try:
+        with suppress(FileNotFoundError):
+            return syscalls.open_beneath(root, path)
+        # 0755: the tenant must be able to pass through to what lies below.
+        os.makedirs(path if folder else os.path.dirname(path), 0o755, exist_ok=True)
+        if not folder:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+        return syscalls.open_beneath(root, path)
+    finally:
+        os.close(root)
+
+
+def _is_folder(fd: int) -> bool:
+    return stat.S_ISDIR(os.stat(fd).st_mode)
+
+
+def _by_depth(paths: set[str] | list[str]) -> list[str]:
+    return sorted(set(paths), key=lambda path: (path.count("/"), path))
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path.startswith(folder.rstrip("/") + "/")
+
+
+def _cannot_translate(path: str, owner: int, tenant: int, error: OSError) -> str:
+    return (
+        f"{path} belongs to user {owner}, and its file system cannot show it as the tenant's ({error.strerror}); "
+        f"give it to user {tenant} (chown), or put it on ext4, xfs, btrfs or tmpfs"
+    )
+
+
+def _etc_files(policy: Policy, uid: int, gid: int, sealed_network: bool) -> dict[str, str]:
+    home = policy.home or (policy.writable[0] if policy.writable else "/")
+    passwd = f"agent:x:{uid}:{gid}::{home}:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n"
+    group = f"agent:x:{gid}:\nnogroup:x:65534:\n"
+    if uid != 0:
+        passwd = "root:x:0:0::/:/bin/false\n" + passwd
+        group = ("root:x:0:\n" if gid else "") + group
+    files = {
+        "passwd": passwd,
+        "group": group,
+        "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n",
+        "hosts": "127.0.0.1 localhost\n::1 localhost\n",
+        "resolv.conf": "# This turn has no name server.\n",
+    }
+    if not sealed_network:
+        for name in ("hosts", "resolv.conf"):
+            with suppress(OSError), open(f"/etc/{name}") as file:
+                files[name] = file.read()
+    return files
