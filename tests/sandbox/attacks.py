@@ -592,6 +592,25 @@ def fork_bomb() -> str:
             time.sleep(0.01)
 
 
+def fork_count() -> int:
+    """How many processes there can be at once."""
+    children = []
+    try:
+        while len(children) < 5000:
+            pid = os.fork()
+            if pid == 0:
+                signal.pause()
+            children.append(pid)
+    except OSError as error:
+        if error.errno != errno.EAGAIN:
+            raise
+    finally:
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    return len(children)
+
+
 def memory_bomb() -> str:
     kept = []
     while True:
@@ -693,5 +712,7 @@ def run(message: str) -> str:
         return json.dumps({"did": did})
     except OSError as error:
         return json.dumps({"refused": errno.errorcode.get(error.errno or 0, str(error.errno)), "said": str(error)})
+    except MemoryError:
+        return json.dumps({"refused": "ENOMEM", "said": "MemoryError"})
     except subprocess.TimeoutExpired:
         return json.dumps({"refused": "timeout", "said": "the tool hung"})
