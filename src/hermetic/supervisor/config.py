@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
+from urllib.parse import SplitResult, urlsplit
 
 from msgspec import Meta, Struct, field
 from msgspec.structs import replace
@@ -44,7 +45,7 @@ class Server(Section, frozen=True):
     """Where the server listens and keeps its data."""
 
     bind: str = "127.0.0.1:8642"
-    """HOST:PORT; port 0 lets the kernel choose. Anything but loopback needs --insecure while there are no tenants."""
+    """HOST:PORT; port 0 lets the kernel choose. Anything but loopback needs tenants (or --insecure)."""
     data: str = "~/.local/share/hermetic"
     """Database, workspaces and kept output of children."""
     tls_cert: str | None = None
@@ -58,6 +59,14 @@ class Server(Section, frozen=True):
     """One uploaded file; 20 MiB as in the Hermes Web UI."""
     runner_api_key_env: str | None = None
     """The variable of the server's environment with the key that /v1/runs asks for as a bearer. Not set: no key."""
+    url: str | None = None
+    """The address that people use, where a proxy stands in front, such as https://agents.example.com: cookies are secure
+    by it, and an identity provider sends people back to it. Not set: what the request says."""
+    cors_origins: list[str] = field(default_factory=list)
+    """Origins whose pages may use the API with a key or a ticket, each whole, such as https://app.example.com. Cookies
+    work for no other origin than the server's own."""
+    access_log: bool = True
+    """A line for each request: method, path, status and who asked; never a query, a key or a body."""
     drain_s: SecondsOrNone = 10.0
     """On SIGTERM running turns get this long to finish before they are cancelled."""
 
@@ -179,6 +188,29 @@ class Workspaces(Section, frozen=True):
     `/`, the default, any folder but the system's own and the data directory: one person's server, on loopback."""
 
 
+class Oidc(Section, frozen=True):
+    """An identity provider whose tokens are taken as bearers, and by which people log in (docs/tenants.md)."""
+
+    issuer: str | None = None
+    """Its address, exactly as in its tokens' `iss`. Not set: no tokens are taken."""
+    audience: str | None = None
+    """What its access tokens must have in `aud`."""
+    jwks_url: str | None = None
+    """Where its keys are. Not set: as its /.well-known/openid-configuration says."""
+    tenant_claim: str = "tenant"
+    """The claim with the tenant's name. Nobody but the provider's admins may be able to set it."""
+    scopes_claim: str = "scope"
+    """The claim with the scopes: a list, or text with spaces. Others than this server's are passed over."""
+    scopes_prefix: str = "hermetic:"
+    """What stands before a scope there: hermetic:run, hermetic:read, hermetic:admin."""
+    scopes: list[str] = field(default_factory=list)
+    """What a token may that names none of them."""
+    client_id: str | None = None
+    """Of this server at the provider, for people who log in with a browser. Not set: they need a key."""
+    client_secret_env: str | None = None
+    """The variable of the server's environment with the client's secret. Not set: a public client, PKCE alone."""
+
+
 class Webui(Section, frozen=True):
     """For a Hermes Web UI in front of this server (docs/webui.md)."""
 
@@ -264,6 +296,7 @@ class Config(Section, frozen=True):
     stream: Stream = field(default_factory=Stream)
     workspaces: Workspaces = field(default_factory=Workspaces)
     seal: Seal = field(default_factory=Seal)
+    oidc: Oidc = field(default_factory=Oidc)
     webui: Webui = field(default_factory=Webui)
     agents: dict[str, Agent] = field(default_factory=lambda: {"demo": DEMO})
     """`demo` is there unless the file defines it otherwise."""
@@ -335,6 +368,7 @@ def _checked(config: Config, folder: Path) -> Config:
     return replace(
         config,
         server=_server(config.server, folder),
+        oidc=_oidc(config.oidc),
         workspaces=Workspaces(roots=roots),
         webui=Webui(state_dir=None if state_dir is None else _path(state_dir, folder, "webui.state_dir")),
         agents=agents,
@@ -346,12 +380,58 @@ def _server(server: Server, folder: Path) -> Server:
     cert, key = server.tls_cert, server.tls_key
     if key is not None and cert is None:
         raise ConfigError("server.tls_key: there is no server.tls_cert that it could belong to")
+    if server.url is not None:
+        _origin("server.url", server.url)
+    for index, origin in enumerate(server.cors_origins):
+        _origin(f"server.cors_origins[{index}]", origin)
     return replace(
         server,
         data=_path(server.data, folder, "server.data"),
         tls_cert=None if cert is None else _path(cert, folder, "server.tls_cert"),
         tls_key=None if key is None else _path(key, folder, "server.tls_key"),
     )
+
+
+def _oidc(oidc: Oidc) -> Oidc:
+    if oidc.issuer is None:
+        if oidc != Oidc():
+            raise ConfigError(
+                "oidc: missing issuer", hint="Write the provider's address as its tokens have it in `iss`."
+            )
+        return oidc
+    if oidc.audience is None and oidc.client_id is None:
+        raise ConfigError("oidc: missing audience and client_id: tokens that were meant for others would be taken")
+    for key in ("issuer", "jwks_url"):
+        if (url := getattr(oidc, key)) is not None:
+            _remote(f"oidc.{key}", url)
+    if unknown := set(oidc.scopes) - {"run", "read", "admin"}:
+        raise ConfigError(f'oidc.scopes: unknown scope "{min(unknown)}"; known: run, read, admin')
+    if oidc.client_secret_env is not None and (fault := variable_fault(oidc.client_secret_env)):
+        raise ConfigError(f"oidc.client_secret_env: {fault}")
+    return oidc
+
+
+def _remote(path: str, url: str) -> None:
+    """Whoever can change what comes from there decides who is let in: so no plain HTTP but to this machine."""
+    parts = _split(path, url)
+    if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
+        raise ConfigError(f'{path}: "{url}" is not an https address')
+
+
+def _origin(path: str, url: str) -> None:
+    parts = _split(path, url)
+    if parts.scheme not in ("http", "https") or url != f"{parts.scheme}://{parts.netloc}" or "@" in parts.netloc:
+        raise ConfigError(f'{path}: "{url}" is not an origin', hint="Write SCHEME://HOST or SCHEME://HOST:PORT alone.")
+
+
+def _split(path: str, url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        if not parts.hostname:
+            raise ValueError("no host")
+    except ValueError as error:
+        raise ConfigError(f'{path}: "{url}" is not an address: {error}') from None
+    return parts
 
 
 def _agent(agent: Agent, name: str, folder: Path) -> Agent:
