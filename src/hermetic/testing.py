@@ -13,7 +13,10 @@ import msgspec
 import trio
 
 from hermetic.protocol.errors import Conflict, Fenced, NotFound, QueueFull, SessionBusy
+from hermetic.supervisor.audit import Act
 from hermetic.supervisor.identity import LOCAL
+from hermetic.supervisor.store.governance import DAY_S, Admit, Used
+from hermetic.supervisor.store.governance_memory import MemoryAudit, MemorySecrets, MemoryUsage
 from hermetic.supervisor.store.identity import Key, Login, Tenant, User
 from hermetic.supervisor.store.interface import (
     Change,
@@ -49,6 +52,11 @@ class MemoryStore:
         # By turn; as JSON, so that nobody shares a message with the store.
         self._messages: dict[str, list[bytes]] = {}
         self.identities = MemoryIdentities(self)
+        self.audit = MemoryAudit()
+        self.secrets = MemorySecrets(self.audit)
+        self.usage = MemoryUsage(
+            lambda tenant: sum(t.spec.tenant == tenant and t.state == "queued" for t in self._turns.values())
+        )
 
     # --- journal ---------------------------------------------------------------------------------------------------
 
@@ -57,7 +65,11 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         self._append(turn_id, epoch, first_seq, records)
 
-    append_durable = append
+    async def append_durable(
+        self, turn_id: str, epoch: int, first_seq: int, records: Sequence[Record], *, act: Act | None = None
+    ) -> None:
+        await self.append(turn_id, epoch, first_seq, records)
+        self.audit.note(act)
 
     async def read(self, turn_id: str, after: int, *, bytes_max: int = 1 << 20) -> list[Entry]:
         await trio.lowlevel.checkpoint()
@@ -77,17 +89,39 @@ class MemoryStore:
     # --- turns -----------------------------------------------------------------------------------------------------
 
     async def enqueue(
-        self, spec: TurnSpec, message: dict[str, Any], *, queue_max: int, change: Change | None = None
+        self,
+        spec: TurnSpec,
+        message: dict[str, Any],
+        *,
+        queue_max: int,
+        change: Change | None = None,
+        admit: Admit | None = None,
+        act: Act | None = None,
     ) -> tuple[TurnRow, bool]:
-        return await self._enqueue(spec, message, queue_max, change, if_idle=False)
+        return await self._enqueue(spec, message, queue_max, change, admit, act, if_idle=False)
 
     async def enqueue_if_idle(
-        self, spec: TurnSpec, message: dict[str, Any], *, queue_max: int, change: Change | None = None
+        self,
+        spec: TurnSpec,
+        message: dict[str, Any],
+        *,
+        queue_max: int,
+        change: Change | None = None,
+        admit: Admit | None = None,
+        act: Act | None = None,
     ) -> tuple[TurnRow, bool]:
-        return await self._enqueue(spec, message, queue_max, change, if_idle=True)
+        return await self._enqueue(spec, message, queue_max, change, admit, act, if_idle=True)
 
     async def _enqueue(
-        self, spec: TurnSpec, message: dict[str, Any], queue_max: int, change: Change | None, *, if_idle: bool
+        self,
+        spec: TurnSpec,
+        message: dict[str, Any],
+        queue_max: int,
+        change: Change | None,
+        admit: Admit | None,
+        act: Act | None,
+        *,
+        if_idle: bool,
     ) -> tuple[TurnRow, bool]:
         packed = _packed([message])
         await trio.lowlevel.checkpoint()
@@ -131,6 +165,9 @@ class MemoryStore:
             self._put(end.change(self._sessions[session_id]))
         self._append(end.turn_id, end.epoch, end.first_seq, end.records)
         self._turns[end.turn_id] = _replace(turn, state=end.state, ended_at=end.ended_at, stderr=end.stderr)
+        if end.usage is not None:
+            used = Used(1, end.usage.input_tokens, end.usage.output_tokens, end.usage.estimated_cost)
+            self.usage.add(turn.spec.tenant, int(end.ended_at // DAY_S), used)
         if end.history is None:
             self._messages[end.turn_id][1:] = packed
         else:
@@ -153,11 +190,13 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         return [self._row(turn) for turn in self._of_session(session_id)]
 
-    async def request_cancel(self, turn_id: str) -> bool:
+    async def request_cancel(self, turn_id: str, *, act: Act | None = None) -> bool:
         await trio.lowlevel.checkpoint()
         turn = self._turns.get(turn_id)
         if turn is None or turn.ended_at is not None:
             return False
+        if not turn.cancel_requested:
+            self.audit.note(act)
         self._turns[turn_id] = _replace(turn, cancel_requested=True)
         return True
 

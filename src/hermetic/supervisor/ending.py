@@ -117,6 +117,7 @@ def finish_of(known: Ending, row: SessionRow | None, limits: Limits, now: float,
         messages=messages,
         history=_history(known.spec, result, int(now)),
         change=change,
+        usage=usage,
         ended_at=now,
         stderr=_last(known.stderr, limits.stderr_bytes_max) or None,
     )

@@ -48,7 +48,7 @@ class Engine:
                 stack.callback(os.close, _lock(path))
                 # Made here, because SQLite would let others read it; its -wal and -shm take after it.
                 os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-                _check_version(path)
+                check_version(path)
                 self.writer = stack.enter_context(closing(apsw.Connection(str(path))))
                 self._prepare()
                 self.reader = stack.enter_context(closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)))
@@ -172,8 +172,8 @@ def _lock(path: Path) -> int:
     return fd
 
 
-def _check_version(path: Path) -> None:
-    """Looks through a connection that cannot write, so that a database which is not ours stays as it is."""
+def check_version(path: Path) -> None:
+    """Raises `StorageError` for a database that is not ours to read. Looks through a connection that cannot write, so that a database which is not ours stays as it is."""
     if path.stat().st_size == 0:
         return
     with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)) as db:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import apsw
 import msgspec
@@ -11,21 +11,12 @@ import msgspec
 from hermetic.protocol.errors import Conflict, NotFound
 from hermetic.supervisor.identity import LOCAL
 from hermetic.supervisor.store.identity import Key, Login, Tenant, User
-
-T = TypeVar("T")
+from hermetic.supervisor.store.parts import Read, Write
 
 _tenant_of = msgspec.json.Decoder(Tenant).decode
 _user_of = msgspec.json.Decoder(User).decode
 _key_of = msgspec.json.Decoder(Key).decode
 _login_of = msgspec.json.Decoder(Login).decode
-
-
-class Read(Protocol):
-    def __call__(self, query: Callable[[apsw.Connection], T]) -> Awaitable[T]: ...
-
-
-class Write(Protocol):
-    def __call__(self, change: Callable[[apsw.Connection], T], *, durable: bool = True) -> Awaitable[T]: ...
 
 
 class SqliteIdentities:

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple, Protocol
 
 from msgspec import Struct, field
 
-from hermetic.protocol.events import StateName, Verdict
+from hermetic.protocol.events import StateName, Usage, Verdict
+from hermetic.supervisor.audit import Act
+from hermetic.supervisor.store.governance import Admit, AuditLog, SecretStore, UsageStore
 from hermetic.supervisor.store.identity import IdentityStore
 
 Record = tuple[str, bytes]
@@ -118,6 +120,8 @@ class Finish(Struct, frozen=True, kw_only=True):
     The messages of turns that were admitted later, and wait, stay."""
     change: Change | None = None
     """Applied to the session inside the step: totals, title, updated_at."""
+    usage: Usage | None = None
+    """What the turn used: added to its tenant's day."""
     ended_at: float
     stderr: str | None = None
 
@@ -128,8 +132,10 @@ class EventLog(Protocol):
         `Fenced`, as with another epoch, or a turn that has ended or does not exist. At most one call in flight per turn. Concurrent calls for many turns share
         one commit."""
 
-    async def append_durable(self, turn_id: str, epoch: int, first_seq: int, records: Sequence[Record]) -> None:
-        """The same, and on the disk (fsync) on return: for what a user did."""
+    async def append_durable(
+        self, turn_id: str, epoch: int, first_seq: int, records: Sequence[Record], *, act: Act | None = None
+    ) -> None:
+        """The same, and on the disk (fsync) on return: for what a user did. `act` is recorded in the same step."""
 
     async def read(self, turn_id: str, after: int, *, bytes_max: int = 1 << 20) -> list[Entry]:
         """The next events after `after`, in order and without holes: at least one if there is one, about `bytes_max`
@@ -141,17 +147,32 @@ class EventLog(Protocol):
 
 class TurnQueue(Protocol):
     async def enqueue(
-        self, spec: TurnSpec, message: dict[str, Any], *, queue_max: int, change: Change | None = None
+        self,
+        spec: TurnSpec,
+        message: dict[str, Any],
+        *,
+        queue_max: int,
+        change: Change | None = None,
+        admit: Admit | None = None,
+        act: Act | None = None,
     ) -> tuple[TurnRow, bool]:
         """Saves the turn as `queued` and the user's message in its session, durable (fsync) on return; `change` is
         applied to the session in the same step.
 
         → `(row, True)`; with an idempotency key that this tenant's session has used before, that turn and False, and
         nothing is written. Raises `NotFound` for an unknown session and `QueueFull` when `queue_max` turns wait.
+        `admit` decides on what the tenant has at that moment, and `act` is recorded, both in the same step.
         """
 
     async def enqueue_if_idle(
-        self, spec: TurnSpec, message: dict[str, Any], *, queue_max: int, change: Change | None = None
+        self,
+        spec: TurnSpec,
+        message: dict[str, Any],
+        *,
+        queue_max: int,
+        change: Change | None = None,
+        admit: Admit | None = None,
+        act: Act | None = None,
     ) -> tuple[TurnRow, bool]:
         """The same, but raises `SessionBusy` (extra: turn_id) when the session has a turn that has not ended."""
 
@@ -172,8 +193,9 @@ class TurnQueue(Protocol):
 
 
 class Control(Protocol):
-    async def request_cancel(self, turn_id: str) -> bool:
-        """Notes durably that the turn is to be cancelled. False when it has ended or does not exist. Idempotent."""
+    async def request_cancel(self, turn_id: str, *, act: Act | None = None) -> bool:
+        """Notes durably that the turn is to be cancelled. False when it has ended or does not exist. Idempotent; `act`
+        is recorded the first time, in the same step."""
 
 
 class SessionStore(Protocol):
@@ -214,3 +236,13 @@ class Store(EventLog, TurnQueue, Control, SessionStore, Protocol):
     @property
     def identities(self) -> IdentityStore:
         """Who there is."""
+
+    @property
+    def audit(self) -> AuditLog:
+        """Who did what."""
+
+    @property
+    def secrets(self) -> SecretStore: ...
+
+    @property
+    def usage(self) -> UsageStore: ...

@@ -17,7 +17,11 @@ import msgspec
 import trio
 
 from hermetic.protocol.errors import Conflict, Fenced, NotFound, QueueFull, SessionBusy, StorageError
+from hermetic.supervisor.audit import Act
+from hermetic.supervisor.store.audit_sqlite import SqliteAudit, append_acts, audited
 from hermetic.supervisor.store.engine import Engine
+from hermetic.supervisor.store.governance import DAY_S, Admit, Used
+from hermetic.supervisor.store.governance_sqlite import SqliteSecrets, SqliteUsage, add_usage, facts, keep_pace
 from hermetic.supervisor.store.group_commit import GroupCommit
 from hermetic.supervisor.store.identity_sqlite import SqliteIdentities
 from hermetic.supervisor.store.interface import (
@@ -90,6 +94,9 @@ class SqliteStore:
         self._writes = writes
         self._reading = trio.CapacityLimiter(1)
         self.identities = SqliteIdentities(self._read, self._write)
+        self.audit = SqliteAudit(self._read, self._write)
+        self.secrets = SqliteSecrets(self._read, self._write)
+        self.usage = SqliteUsage(self._read)
 
     async def _read(self, query: Callable[[apsw.Connection], T]) -> T:
         try:
@@ -110,18 +117,27 @@ class SqliteStore:
     async def append(self, turn_id: str, epoch: int, first_seq: int, records: Sequence[Record]) -> None:
         await self._append(turn_id, epoch, first_seq, records, durable=False)
 
-    async def append_durable(self, turn_id: str, epoch: int, first_seq: int, records: Sequence[Record]) -> None:
-        await self._append(turn_id, epoch, first_seq, records, durable=True)
+    async def append_durable(
+        self, turn_id: str, epoch: int, first_seq: int, records: Sequence[Record], *, act: Act | None = None
+    ) -> None:
+        await self._append(turn_id, epoch, first_seq, records, durable=True, act=act)
 
     async def _append(
-        self, turn_id: str, epoch: int, first_seq: int, records: Sequence[Record], *, durable: bool
+        self,
+        turn_id: str,
+        epoch: int,
+        first_seq: int,
+        records: Sequence[Record],
+        *,
+        durable: bool,
+        act: Act | None = None,
     ) -> None:
         lines, count = pack(records), len(records)
 
         def change(db: apsw.Connection) -> None:
             _journal(db, _own_turn(db, turn_id, epoch, first_seq), first_seq, count, lines)
 
-        await self._write(change, durable=durable, bytes=len(lines))
+        await self._write(audited(change, act), durable=durable, bytes=len(lines))
 
     async def read(self, turn_id: str, after: int, *, bytes_max: int = 1 << 20) -> list[Entry]:
         def query(db: apsw.Connection) -> list[Entry]:
@@ -148,17 +164,39 @@ class SqliteStore:
     # --- turns -----------------------------------------------------------------------------------------------------
 
     async def enqueue(
-        self, spec: TurnSpec, message: dict[str, Any], *, queue_max: int, change: Change | None = None
+        self,
+        spec: TurnSpec,
+        message: dict[str, Any],
+        *,
+        queue_max: int,
+        change: Change | None = None,
+        admit: Admit | None = None,
+        act: Act | None = None,
     ) -> tuple[TurnRow, bool]:
-        return await self._enqueue(spec, message, queue_max, change, if_idle=False)
+        return await self._enqueue(spec, message, queue_max, change, admit, act, if_idle=False)
 
     async def enqueue_if_idle(
-        self, spec: TurnSpec, message: dict[str, Any], *, queue_max: int, change: Change | None = None
+        self,
+        spec: TurnSpec,
+        message: dict[str, Any],
+        *,
+        queue_max: int,
+        change: Change | None = None,
+        admit: Admit | None = None,
+        act: Act | None = None,
     ) -> tuple[TurnRow, bool]:
-        return await self._enqueue(spec, message, queue_max, change, if_idle=True)
+        return await self._enqueue(spec, message, queue_max, change, admit, act, if_idle=True)
 
     async def _enqueue(
-        self, spec: TurnSpec, message: dict[str, Any], queue_max: int, session_change: Change | None, *, if_idle: bool
+        self,
+        spec: TurnSpec,
+        message: dict[str, Any],
+        queue_max: int,
+        session_change: Change | None,
+        admit: Admit | None,
+        act: Act | None,
+        *,
+        if_idle: bool,
     ) -> tuple[TurnRow, bool]:
         spec_json, packed = msgspec.json.encode(spec), _packed([message])
 
@@ -179,6 +217,8 @@ class SqliteStore:
             waiting = db.execute("SELECT count(*) FROM turn WHERE ended_at IS NULL AND state = 'queued'").get
             if waiting >= queue_max:
                 raise QueueFull(f"{waiting} turns wait already")
+            if admit is not None:
+                keep_pace(db, spec.tenant, admit(facts(db, spec.tenant, int(spec.created_at // DAY_S))))
             db.execute(
                 "INSERT INTO turn (id, session, idempotency_key, state, spec) VALUES (?, ?, ?, 'queued', ?)",
                 (spec.turn_id, session, spec.idempotency_key, spec_json),
@@ -186,6 +226,8 @@ class SqliteStore:
             _add_messages(db, session, db.last_insert_rowid(), 0, packed)
             if session_change is not None:
                 _update_session(db, session, session_change(_session_of(data)))
+            if act is not None:
+                append_acts(db, [act])
             return TurnRow(spec=spec, state="queued", epoch=0), True
 
         return await self._write(change, bytes=len(spec_json))
@@ -213,6 +255,10 @@ class SqliteStore:
                 "UPDATE turn SET state = ?, ended_at = ?, stderr = ? WHERE number = ?",
                 (end.state, end.ended_at, end.stderr, turn),
             )
+            if end.usage is not None:
+                sql = "SELECT tenant FROM session WHERE number = (SELECT session FROM turn WHERE number = ?)"
+                used = Used(1, end.usage.input_tokens, end.usage.output_tokens, end.usage.estimated_cost)
+                add_usage(db, db.execute(sql, (turn,)).get, end.ended_at, used)
             session, data = db.execute(
                 "SELECT number, data FROM session WHERE number = (SELECT session FROM turn WHERE number = ?)", (turn,)
             ).get
@@ -236,10 +282,15 @@ class SqliteStore:
         where = "WHERE session = (SELECT number FROM session WHERE id = ?) ORDER BY number"
         return await self._read(lambda db: _turns(db, where, session_id))
 
-    async def request_cancel(self, turn_id: str) -> bool:
+    async def request_cancel(self, turn_id: str, *, act: Act | None = None) -> bool:
         def change(db: apsw.Connection) -> bool:
-            db.execute("UPDATE turn SET cancel_requested = 1 WHERE id = ? AND ended_at IS NULL", (turn_id,))
-            return db.changes() > 0
+            sql = "SELECT cancel_requested FROM turn WHERE id = ? AND ended_at IS NULL"
+            if (requested := db.execute(sql, (turn_id,)).get) is None:
+                return False
+            if not requested:
+                db.execute("UPDATE turn SET cancel_requested = 1 WHERE id = ?", (turn_id,))
+                append_acts(db, [] if act is None else [act])
+            return True
 
         return await self._write(change)
 
