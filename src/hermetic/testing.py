@@ -190,6 +190,11 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         return [self._row(turn) for turn in self._of_session(session_id)]
 
+    async def recent_turns(self, tenant: str, *, limit: int) -> list[TurnRow]:
+        await trio.lowlevel.checkpoint()
+        ended = [turn for turn in self._turns.values() if turn.ended_at is not None and turn.spec.tenant == tenant]
+        return [self._row(turn) for turn in ended[::-1][:limit]]
+
     async def request_cancel(self, turn_id: str, *, act: Act | None = None) -> bool:
         await trio.lowlevel.checkpoint()
         turn = self._turns.get(turn_id)

@@ -246,6 +246,22 @@ async def test_a_turn_goes_from_queued_to_running_to_its_verdict(store: Store) -
     assert await store.session_turns("s") == [expected]
 
 
+async def test_turns_that_have_ended_lately_are_listed_by_tenant_the_newest_first(store: Store) -> None:
+    for session, tenant in (("s", "local"), ("o", "other")):
+        await store.create_session(Session(session_id=session, tenant=tenant))
+    for name, session, tenant in (
+        ("t1", "s", "local"),
+        ("t2", "s", "local"),
+        ("t3", "o", "other"),
+        ("t4", "s", "local"),
+    ):
+        await store.enqueue(spec(name, session_id=session, tenant=tenant), said("x"), queue_max=9)
+    for name in ("t2", "t1", "t3"):
+        await store.finish(the_end(turn_id=name, epoch=0, first_seq=1))
+    assert [row.spec.turn_id for row in await store.recent_turns("local", limit=9)] == ["t2", "t1"]
+    assert [row.spec.turn_id for row in await store.recent_turns("local", limit=1)] == ["t2"]
+
+
 async def test_a_turn_of_an_unknown_session_or_another_tenants_is_refused(store: Store) -> None:
     await store.create_session(Session(session_id="s", tenant="one"))
     for turn in spec("t", "unknown"), spec("t", "s", tenant="two"):

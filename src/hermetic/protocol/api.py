@@ -54,6 +54,11 @@ class Rename(Request, frozen=True):
     """From now on the user's own: neither the agent nor the first message replaces it."""
 
 
+class Forget(Request, frozen=True):
+    turn_id: str
+    """The first turn whose messages leave the session; all later ones leave it as well."""
+
+
 class Archive(Request, frozen=True):
     archived: bool = True
     """False: bring it back."""
@@ -200,6 +205,8 @@ class TurnView(Response, frozen=True):
     pending: list[Approval | Clarify] = field(default_factory=list)
     """What waits for a person now."""
     seal: Seal | None = None
+    pid: int | None = None
+    """While it runs."""
     snapshot: Snapshot | None = None
     """What was said so far."""
     stderr: str | None = None
@@ -210,6 +217,11 @@ class TurnView(Response, frozen=True):
 class SessionTurns(Response, frozen=True):
     turns: list[TurnView]
     """Oldest first."""
+
+
+class Turns(Response, frozen=True):
+    turns: list[TurnView]
+    """Those that have not ended, oldest first, and then those that have, newest first."""
 
 
 class ApprovalView(Response, frozen=True):

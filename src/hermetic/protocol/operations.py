@@ -166,6 +166,16 @@ OPERATIONS: tuple[Operation, ...] = (
         answers={200: _ok(api.SessionTurns)},
     ),
     Operation(
+        method="post",
+        path="/v1/sessions/{session_id}/forget",
+        operation_id="forgetTurns",
+        summary="Take a turn and all later ones out of a session",
+        detail="For a message that is edited or sent again. Their events stay. 409 while a turn has not ended.",
+        tag="sessions",
+        request=api.Forget,
+        answers={200: _ok(api.SessionView, "The session with what is left.")},
+    ),
+    Operation(
         method="get",
         path="/v1/search",
         operation_id="search",
@@ -193,6 +203,16 @@ OPERATIONS: tuple[Operation, ...] = (
                 contents=(Content(api.Problem, "application/problem+json"),),
             ),
         },
+    ),
+    Operation(
+        method="get",
+        path="/v1/turns",
+        operation_id="listAllTurns",
+        summary="What runs, what waits, and what has ended lately",
+        detail="Without snapshots. An ended turn has the last that its process printed, `stderr`.",
+        tag="turns",
+        query=(Param("limit", "How many ended ones at most.", Page),),
+        answers={200: _ok(api.Turns)},
     ),
     Operation(
         method="get",
@@ -368,6 +388,18 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Whether the server takes turns, and how it seals them",
         tag="server",
         answers={200: _ok(api.Health)},
+    ),
+    Operation(
+        method="post",
+        path="/v1/drain",
+        operation_id="drain",
+        summary="Stop this server as SIGTERM does",
+        detail=(
+            "No more turns are taken, running ones get `server.drain_s` to end, what is left is cancelled, and the "
+            "process exits. Queued turns run after the next start."
+        ),
+        tag="server",
+        answers={202: _ok(api.Health, "It has begun.")},
     ),
     Operation(
         method="get",

@@ -156,6 +156,13 @@ class Supervisor:
         await self.sessions.row(session_id)
         return [self._view(row) for row in await self.store.session_turns(session_id)]
 
+    async def turns(self, *, limit: int, tenant: str = "local") -> list[api.TurnView]:
+        """Those that have not ended, oldest first, and then up to `limit` that have, newest first. Without snapshots."""
+        live = [turn for turn in self._live.values() if turn.spec.tenant == tenant]
+        rows = [row for turn in live if (row := await self.store.turn(turn.turn_id)) and row.ended_at is None]
+        rows += await self.store.recent_turns(tenant, limit=limit)
+        return [msgspec.structs.replace(self._view(row), snapshot=None) for row in rows]
+
     async def turn(self, turn_id: str) -> api.TurnView:
         return self._view(await self._turn(turn_id))
 
@@ -245,6 +252,7 @@ class Supervisor:
             last_seq=live.feed.last_seq if live else row.last_seq,
             pending=live.pending if live else [],
             seal=live.started.seal if live and live.started else None,
+            pid=live.started.pid if live and live.started else None,
             snapshot=live.fold.snapshot(spec.turn_id, state) if live else None,
             stderr=row.stderr,
             events_url=f"/v1/turns/{spec.turn_id}/events",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Any, TypeVar
 
 import msgspec
 from quart import Blueprint, Response, request
 
 from hermetic.protocol import api, schema
-from hermetic.protocol.errors import ClientError, TooLarge, UnsupportedMediaType
+from hermetic.protocol.errors import ClientError, NotFound, TooLarge, UnsupportedMediaType
 from hermetic.supervisor.summary import markdown_export
 from hermetic.supervisor.supervisor import Supervisor
 from hermetic.web.stream import turn_stream
@@ -129,6 +131,19 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
         response.headers["Content-Disposition"] = f'attachment; filename="session-{session_id}.{ending}"'
         return response
 
+    @v1.post("/v1/sessions/<session_id>/forget")
+    async def forget(session_id: str) -> Response:
+        first = (await body(api.Forget)).turn_id
+        messages = (await supervisor.sessions.view(session_id)).messages
+        keep = next((at for at, message in enumerate(messages) if message.get("turn_id") == first), None)
+        if keep is None:
+            raise NotFound(f"the session has no message of a turn {first[:40]}")
+        return json_response(await supervisor.sessions.truncate(session_id, keep))
+
+    @v1.get("/v1/turns")
+    async def all_turns() -> Response:
+        return json_response(api.Turns(turns=await supervisor.turns(limit=number("limit", int, 50, 1, PAGE_MAX))))
+
     @v1.get("/v1/sessions/<session_id>/turns")
     async def list_turns(session_id: str) -> Response:
         return json_response(api.SessionTurns(turns=await supervisor.session_turns(session_id)))
@@ -174,6 +189,11 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
     @v1.get("/v1/options")
     async def options() -> Response:
         return json_response(supervisor.options())
+
+    @v1.post("/v1/drain")
+    async def drain() -> Response:
+        os.kill(os.getpid(), signal.SIGTERM)  # the one way to the end: what the operator's own signal does
+        return json_response(await supervisor.health(), 202)
 
     @v1.get("/v1/health")
     async def health() -> Response:

@@ -191,6 +191,9 @@ class TurnQueue(Protocol):
     async def session_turns(self, session_id: str) -> list[TurnRow]:
         """All turns of a session, oldest first."""
 
+    async def recent_turns(self, tenant: str, *, limit: int) -> list[TurnRow]:
+        """Turns that have ended, those that were admitted last first."""
+
 
 class Control(Protocol):
     async def request_cancel(self, turn_id: str, *, act: Act | None = None) -> bool:

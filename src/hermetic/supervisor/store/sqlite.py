@@ -282,6 +282,13 @@ class SqliteStore:
         where = "WHERE session = (SELECT number FROM session WHERE id = ?) ORDER BY number"
         return await self._read(lambda db: _turns(db, where, session_id))
 
+    async def recent_turns(self, tenant: str, *, limit: int) -> list[TurnRow]:
+        where = (
+            "WHERE ended_at IS NOT NULL AND session IN (SELECT number FROM session WHERE tenant = ?)"
+            " ORDER BY number DESC LIMIT ?"
+        )
+        return await self._read(lambda db: _turns(db, where, tenant, limit))
+
     async def request_cancel(self, turn_id: str, *, act: Act | None = None) -> bool:
         def change(db: apsw.Connection) -> bool:
             sql = "SELECT cancel_requested FROM turn WHERE id = ? AND ended_at IS NULL"
