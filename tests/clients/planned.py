@@ -21,6 +21,7 @@ grace_s = 1
 [stream]
 heartbeat_s = 0.1
 retry_ms = 20
+direct = {direct}
 
 [agents.plan]
 adapter = "function"
@@ -54,8 +55,8 @@ def agent(turn):
 
 
 class Planned(Server):
-    def __init__(self, folder: Path):
-        super().__init__(folder, TOML)
+    def __init__(self, folder: Path, way: str = "direct"):
+        super().__init__(folder, TOML.format(direct=json.dumps(way == "direct")))
         self.write_agent("plan", AGENT)
 
     async def plan(self, *steps: list, **more) -> str:

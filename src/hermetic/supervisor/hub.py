@@ -5,13 +5,16 @@ all readers; a `Reader` is a cursor that pulls: it takes from the feed what the 
 it has not. Because an event is in the journal before it is in the feed, and the feed is without holes, a reader that
 moves from one to the other can neither miss an event nor meet one twice. Nothing is queued per reader, so a slow one
 costs the turn nothing.
+
+A reader that has caught up may park: it costs nothing then, no task wakes for it. The task that publishes hands it the
+new bytes at once (`Parked.take`), and a reader that cannot take them goes on from its own cursor, in its own task.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Self
+from typing import Protocol, Self
 
 import trio
 
@@ -20,6 +23,18 @@ from hermetic.supervisor.store.interface import Entry, EventLog
 
 READ_BYTES_MAX = 64 << 10
 """What one read gives at most: a socket's usual send buffer, so that one read is one write."""
+TICKS = 32
+"""Of the pulse in one heartbeat: so that the heartbeats of ten thousand readers do not all fall into one moment."""
+
+
+class Parked(Protocol):
+    """A reader that waits for what comes next. Both are called by whoever has news, and must not block or raise."""
+
+    def take(self, data: bytes, seq: int) -> bool:
+        """Here is everything up to `seq`. False: not taken, the reader's own task goes on; it is parked no longer."""
+
+    def wake(self) -> None:
+        """There is something to do that only its own task can."""
 
 
 class Feed:
@@ -35,20 +50,40 @@ class Feed:
         self._held = 0
         self._ring_bytes = ring_bytes
         self._ring_events = ring_events
+        self._parked: dict[Parked, None] = {}
         self._news = trio.Event()
 
     def publish(self, entries: Sequence[Entry], *, last: bool = False) -> None:
         """The journal has these. `last`: the turn has ended with them."""
-        for entry in entries:
-            frame = sse_frame(f"{self.turn_id}:{entry.seq}", entry.name, entry.data)
-            self._frames.append(frame)
-            self._held += len(frame)
-            self.last_seq = entry.seq
+        frames = [sse_frame(f"{self.turn_id}:{entry.seq}", entry.name, entry.data) for entry in entries]
+        self._frames.extend(frames)
+        self._held += sum(map(len, frames))
+        if entries:
+            self.last_seq = entries[-1].seq
         while len(self._frames) > self._ring_events or (self._held > self._ring_bytes and len(self._frames) > 1):
             self._held -= len(self._frames.popleft())
         self.closed = last
-        self._news.set()
-        self._news = trio.Event()
+        if self._parked:
+            self._tell(b"".join(frames))
+        if self._news.statistics().tasks_waiting:
+            self._news.set()
+            self._news = trio.Event()
+
+    def _tell(self, data: bytes) -> None:
+        if data:
+            for parked in [p for p in self._parked if not p.take(data, self.last_seq)]:
+                del self._parked[parked]
+        if self.closed:
+            for parked in self._parked:
+                parked.wake()
+            self._parked.clear()
+
+    def park(self, parked: Parked) -> None:
+        """Only with a cursor at `last_seq`, and while the feed is not closed."""
+        self._parked[parked] = None
+
+    def unpark(self, parked: Parked) -> None:
+        self._parked.pop(parked, None)
 
     def since(self, seq: int) -> list[bytes] | None:
         """Frames after `seq`, about READ_BYTES_MAX of them; None when the first of them has left the ring."""
@@ -90,6 +125,15 @@ class Reader:
         if self.feed:
             self.feed.readers -= 1
 
+    @property
+    def cursor(self) -> str:
+        """The id of the last event that was given out."""
+        return f"{self.turn_id}:{self.seq}"
+
+    def caught_up(self) -> bool:
+        """Nothing is there that was not given out, and more will come."""
+        return self.feed is not None and self.seq == self.feed.last_seq and not self.feed.closed
+
     async def read(self) -> bytes:
         """Whole SSE events, at least one; waits for it. Empty: the turn has ended and everything was given out.
 
@@ -108,3 +152,70 @@ class Reader:
                 return b""
             self.seq = entries[-1].seq
             return b"".join(sse_frame(f"{self.turn_id}:{e.seq}", e.name, e.data) for e in entries)
+
+
+class Beating(Protocol):
+    """What the pulse watches over."""
+
+    heard_at: int
+    """The pulse's tick when something was last written to this reader."""
+
+    def beat(self) -> None:
+        """Nothing was written for a heartbeat's time."""
+
+    def wake(self) -> None: ...
+
+
+class Pulse:
+    """One timer for the heartbeats of all readers, instead of one each.
+
+    A wheel of ticks: a reader stands in the slot where its heartbeat would be due if nothing were written to it. When
+    the slot comes up, who was written to since moves on to where it is due now; so each reader is looked at once in a
+    heartbeat's time, and one that is busy costs no more than one that is idle.
+    """
+
+    def __init__(self, heartbeat_s: float) -> None:
+        self.now = 0
+        self._tick_s = heartbeat_s / TICKS
+        self._wheel: list[dict[Beating, None]] = [{} for _ in range(TICKS + 1)]
+        self._slots: dict[Beating, int] = {}
+        self._somebody = trio.Event()
+
+    def join(self, reader: Beating) -> None:
+        reader.heard_at = self.now
+        self._put(reader, self.now + TICKS)
+        self._somebody.set()
+
+    def leave(self, reader: Beating) -> None:
+        del self._wheel[self._slots.pop(reader)][reader]
+
+    def wake_all(self) -> None:
+        for reader in self._slots:
+            reader.wake()
+
+    def _put(self, reader: Beating, tick: int) -> None:
+        slot = self._slots[reader] = tick % len(self._wheel)
+        self._wheel[slot][reader] = None
+
+    def tick(self) -> None:
+        self.now += 1
+        slot = self.now % len(self._wheel)
+        due, self._wheel[slot] = self._wheel[slot], {}
+        for reader in due:
+            # The last write was within its tick, so after TICKS of them it is at most a heartbeat ago.
+            if self.now - reader.heard_at >= TICKS:
+                reader.heard_at = self.now
+                reader.beat()
+            self._put(reader, reader.heard_at + TICKS)
+
+    async def run(self) -> None:
+        """Ticks while there is anybody to tick for."""
+        at = trio.current_time()
+        while True:
+            if not self._slots:
+                self._somebody = trio.Event()
+                await self._somebody.wait()
+                at = trio.current_time()
+            at += self._tick_s
+            await trio.sleep_until(at)
+            self.tick()

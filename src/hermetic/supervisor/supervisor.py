@@ -36,7 +36,7 @@ from hermetic.supervisor.ballast import Ballast
 from hermetic.supervisor.config import Config, default_agent
 from hermetic.supervisor.ending import BEFORE_START, BY_USER, SERVER_DIED, SERVER_STOPS, Ending, finish_of
 from hermetic.supervisor.environment import child_environment
-from hermetic.supervisor.hub import Reader
+from hermetic.supervisor.hub import Pulse, Reader
 from hermetic.supervisor.identities import Identities
 from hermetic.supervisor.run_turn import LiveTurn, Start
 from hermetic.supervisor.seal_probe import probe
@@ -86,6 +86,7 @@ class Supervisor:
         self.data = data
         self.seal = seal
         self.draining = trio.Event()
+        self.pulse = Pulse(config.stream.heartbeat_s)
         self.started_at = time.time()
         self._nursery = nursery
         self._server_environ = server_environ
@@ -378,6 +379,10 @@ class Supervisor:
             agent.interpreter,
         )
 
+    def is_queued(self, turn_id: str) -> bool:
+        live = self._live.get(turn_id)
+        return live is not None and live.state.phase is Phase.QUEUED
+
     # --- readers --------------------------------------------------------------------------------------------------
 
     async def reader(self, turn_id: str, cursor: Cursor | None) -> tuple[Reader, events.Reset | None] | None:
@@ -490,6 +495,7 @@ class Supervisor:
         grace: the next server ends it, from the journal.
         """
         self.draining.set()
+        self.pulse.wake_all()
         running = [live for live in self._live.values() if live.turn_id in self._running]
         with trio.move_on_after(self.config.server.drain_s):
             for live in running:
@@ -578,6 +584,7 @@ async def open_supervisor(
             supervisor = Supervisor(
                 config, store, data.resolve(), nursery, seal, os.environ if server_environ is None else server_environ
             )
+            nursery.start_soon(supervisor.pulse.run)
             try:
                 await supervisor.identities.load()
                 await supervisor.recover()

@@ -12,6 +12,7 @@ from hermetic.protocol.errors import Forbidden
 from hermetic.supervisor.config import is_loopback
 from hermetic.supervisor.supervisor import Supervisor
 from hermetic.web import problems, runner_api, seed_api, uploads, v1
+from hermetic.web.stream import Exchange
 
 STATIC = Path(__file__).parent / "static"
 SECURITY_HEADERS = {
@@ -40,6 +41,7 @@ def make_app(supervisor: Supervisor, *, loopback: bool) -> QuartTrio:
     """`loopback`: the server listens there only, so a request that names another host comes from a page that has
     rebound its DNS name to us."""
     app = QuartTrio("hermetic.web", static_folder=None)
+    app.asgi_http_class = Exchange
     app.config["MAX_CONTENT_LENGTH"] = supervisor.config.server.body_bytes_max
     app.url_map.strict_slashes = False
     problems.install(app)

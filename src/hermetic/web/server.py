@@ -1,9 +1,10 @@
-"""The server: supervisor and application under hypercorn, from the first socket to the last.
+"""The server: supervisor and application behind hypercorn's connections, from the first socket to the last.
 
-Three things that hypercorn 0.18 does not do for an open stream are done here. The last message of a response is
-shielded, because quart-trio cancels itself on disconnect before hypercorn's close runs and keep-alive connections would
-stay for ever. Turns are drained before hypercorn stops, because it cuts connections before it tells the application. And
-a reader that has stalled cannot hold up the exit: hypercorn shields its sends, so the process leaves after a bound.
+Accepting and closing is done here and not by hypercorn, which cuts open streams before it tells the application. Turns
+are drained first; then connections get a moment for what is on its way, and whoever does not read it is left behind.
+What is mended in each connection is in connection.py. One mend is of the application: the last message of a response is
+shielded, because quart-trio cancels itself on disconnect before hypercorn's close runs, and keep-alive connections
+would stay for ever.
 """
 
 from __future__ import annotations
@@ -12,53 +13,88 @@ import os
 import resource
 import signal
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import hypercorn
-import hypercorn.trio
 import msgspec
 import structlog
 import trio
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.utils import wrap_app
 
 from hermetic.protocol.errors import ConfigError, HostError
-from hermetic.supervisor.config import Config, is_loopback, parse_bind
+from hermetic.supervisor.config import Config, Server, is_loopback, parse_bind
 from hermetic.supervisor.supervisor import open_supervisor
 from hermetic.web.app import make_app
+from hermetic.web.connection import Connection
 
 log = structlog.get_logger()
 
-CLOSE_S = 2.0
+CLOSE_S = 1.0
 """From the last turn's end to the exit: readers get its last events, a stalled one does not get more."""
 KEEP_ALIVE_S = 30.0
 """How long a connection may stay without a request, the first one too: a busy client on a busy host takes seconds to send
-it. Hypercorn 0.18 also holds a connection that its client has closed for this long: its idle timer does not hear of it."""
+it."""
+HANDSHAKE_S = 15.0
+"""For TLS: a few round trips of the slowest network."""
+BACKLOG = 1024
+"""Connections that wait to be accepted: all pages of a restarted server come back within seconds."""
 FILES_MAX = 1 << 16
 """Open files: a socket per reader, six per running turn. A soft limit of 1,024, as most shells give, ends in a refusal
 to start turns."""
 
 
-def _listen(host: str, port: int) -> tuple[str, hypercorn.Config]:
-    """→ the URL, and hypercorn's configuration with the listening socket in it. Ours, so that its errors are as well."""
+def _listen(server: Server) -> tuple[str, trio.abc.Listener[Any]]:
+    """→ the URL, and the listening socket behind it.
+
+    Raises `HostError` when the port cannot be had, `ConfigError` when the certificate cannot be used.
+    """
+    host, port = parse_bind(server.bind)
+    secure = _tls(server)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listener = socket.create_server((host, port), family=family)
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise HostError(
             f"cannot listen on {host}:{port}: {error.strerror}",
             hint="Another program may hold the port; choose one with --bind, port 0 for any.",
         ) from error
     port = listener.getsockname()[1]
+    plain = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
+    url = f"//[{host}]:{port}" if ":" in host else f"//{host}:{port}"
+    if secure is None:
+        return f"http:{url}", plain
+    return f"https:{url}", trio.SSLListener(plain, secure, https_compatible=True)
+
+
+def _tls(server: Server) -> ssl.SSLContext | None:
+    """As hypercorn makes it: TLS 1.2 at least, HTTP/2 preferred."""
+    if server.tls_cert is None:
+        return None
     made = hypercorn.Config()
-    made.bind = [f"fd://{listener.detach()}"]
+    made.certfile, made.keyfile = server.tls_cert, server.tls_key
+    try:
+        return made.create_ssl_context()
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"server.tls_cert, server.tls_key: {error.strerror or error}",
+            hint="Both are PEM files that the server's user can read; the certificate comes first, then its chain.",
+        ) from error
+
+
+def _connection_config() -> hypercorn.Config:
+    made = hypercorn.Config()
     made.accesslog = None
     made.errorlog = None
     made.include_server_header = False
     made.keep_alive_timeout = KEEP_ALIVE_S
-    made.graceful_timeout = CLOSE_S / 2
+    made.ssl_handshake_timeout = HANDSHAKE_S
     made.h11_max_incomplete_size = 64 << 10
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}", made
+    return made
 
 
 def _shielded_end(app: Any) -> Any:
@@ -75,21 +111,58 @@ def _shielded_end(app: Any) -> Any:
     return wrapped
 
 
+async def _serve_connections(
+    app: Any,
+    listener: trio.abc.Listener[Any],
+    stall_s: float,
+    shutdown: Callable[[], Awaitable[object]],
+    task_status: trio.TaskStatus[None],
+) -> None:
+    """Accepts until `shutdown` returns, then leaves open connections CLOSE_S to end."""
+    context = WorkerContext(None)
+    there: set[Connection] = set()
+    config = _connection_config()
+    handler = partial(Connection, wrap_app(app, config.wsgi_max_body_size, "asgi"), config, context, stall_s, there)
+
+    async def cut_late(connections: trio.CancelScope) -> None:
+        await trio.sleep(CLOSE_S)
+        cut(connections)
+
+    def cut(connections: trio.CancelScope) -> None:
+        for connection in there:
+            connection.give_up_sending()  # a send is shielded from the cancel
+        connections.cancel()
+
+    async with trio.open_nursery() as closing:
+        async with trio.open_nursery() as connections:
+            try:
+                async with trio.open_nursery() as accepting:
+                    accepting.start_soon(
+                        partial(trio.serve_listeners, handler, [listener], handler_nursery=connections)
+                    )
+                    task_status.started()
+                    await shutdown()
+                    accepting.cancel_scope.cancel()
+                await context.terminated.set()
+            except BaseException:
+                cut(connections.cancel_scope)
+                raise
+            closing.start_soon(cut_late, connections.cancel_scope)
+        closing.cancel_scope.cancel()
+
+
 async def serve_task(
     config: Config,
     *,
     insecure: bool = False,
     shutdown: Callable[[], Awaitable[object]] = trio.sleep_forever,
-    on_stopping: Callable[[], None] = lambda: None,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serves until `shutdown` returns or the task is cancelled; starts with the server's URL.
 
-    `on_stopping` is called when all turns have ended and only connections are left to close.
-
     Raises `ConfigError`, `HostError`, `StorageError` before it has started.
     """
-    host, port = parse_bind(config.server.bind)
+    host, _ = parse_bind(config.server.bind)
     loopback = is_loopback(host)
     if not loopback and not insecure:
         raise ConfigError(
@@ -98,12 +171,10 @@ async def serve_task(
         )
     async with open_supervisor(config) as supervisor:
         stop = trio.Event()
-        url, made = _listen(host, port)
+        url, listener = _listen(config.server)
         async with trio.open_nursery() as nursery:
             app = _shielded_end(make_app(supervisor, loopback=loopback))
-            await nursery.start(
-                lambda task_status: hypercorn.trio.serve(app, made, shutdown_trigger=stop.wait, task_status=task_status)
-            )
+            await nursery.start(_serve_connections, app, listener, config.stream.stall_s, stop.wait)
             note = Path(config.server.data).expanduser() / "server.json"
             await trio.Path(note).write_bytes(msgspec.json.encode({"url": url, "pid": os.getpid()}))
             task_status.started(url)
@@ -112,7 +183,6 @@ async def serve_task(
                 await supervisor.drain()
             finally:
                 note.unlink(missing_ok=True)
-                on_stopping()
                 stop.set()
 
 
@@ -121,7 +191,6 @@ async def serve(config: Config, *, insecure: bool = False, on_ready: Callable[[s
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= soft < FILES_MAX:
         resource.setrlimit(resource.RLIMIT_NOFILE, (FILES_MAX if hard < 0 else min(hard, FILES_MAX), hard))
-    stopping = trio.Event()
 
     async def first_signal() -> None:
         number = await anext(signals)
@@ -132,20 +201,11 @@ async def serve(config: Config, *, insecure: bool = False, on_ready: Callable[[s
         await anext(signals)
         os._exit(1)
 
-    async def leave_stalled_readers() -> None:
-        await stopping.wait()
-        await trio.sleep(CLOSE_S)
-        log.warning("left_with_stalled_readers")
-        os._exit(0)  # everything is in the store: each turn's end was durable before this clock started
-
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(leave_stalled_readers)
 
             async def run(task_status: trio.TaskStatus[str]) -> None:
-                await serve_task(
-                    config, insecure=insecure, shutdown=first_signal, on_stopping=stopping.set, task_status=task_status
-                )
+                await serve_task(config, insecure=insecure, shutdown=first_signal, task_status=task_status)
                 nursery.cancel_scope.cancel()
 
             on_ready(await nursery.start(run))
