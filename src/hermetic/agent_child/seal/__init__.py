@@ -47,6 +47,8 @@ def clone_init(policy: Policy) -> int:
     if policy.uid is not None and os.geteuid() == 0 and "private_root" in (*policy.mechanisms, *policy.optional):
         with suppress(OSError):  # the likely owner of workspaces, so that all inits inherit the map; else made then
             idmap.namespace((0, 0), (policy.uid, policy.uid if policy.gid is None else policy.gid))
+    with suppress(OSError):  # refused where it is installed; here only kept for all that are forked
+        seccomp.program("own")
     return namespaces.clone_init(policy)
 
 

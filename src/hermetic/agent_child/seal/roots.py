@@ -85,7 +85,8 @@ class PrivateRoot:
         self._uid = os.getuid() if policy.uid is None else policy.uid
         self._gid = os.getgid() if policy.gid is None else policy.gid
         self._etc = _etc_files(policy, self._uid, self._gid, sealed_network)
-        self._old = -1
+        self._old = self._new = -1
+        """Descriptors of the host's root and of ours."""
 
     def fill(self) -> None:
         """All but the workspace and /proc. Raises OSError and SealError."""
@@ -133,6 +134,8 @@ class PrivateRoot:
             raise SealError(
                 "private_root", f"pivot_root: {error.strerror} (is the host's root an initramfs?)"
             ) from error
+        self._new = os.open("/", os.O_PATH | os.O_CLOEXEC)
+        init_only.append(self._new)
 
     def _bind_system(self, path: str) -> None:
         """A link as a link; nothing where the host has nothing."""
@@ -143,7 +146,7 @@ class PrivateRoot:
         except OSError:  # not a link
             self._bind_readable(path)
         else:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
+            _make_folder(os.path.dirname(path))
             os.symlink(link, path)
 
     def _fill_etc(self) -> None:
@@ -207,11 +210,11 @@ class PrivateRoot:
             raise SealError("private_root", f"{path} cannot be mounted: {why}") from error
 
     def _attach(self, tree: int, path: str, *, folder: bool) -> None:
-        with _opened(_place(path, folder=folder)) as target:
+        with _opened(_place(self._new, path, folder=folder)) as target:
             syscalls.call(syscalls.MOVE_MOUNT, tree, b"", target, b"", _MOVE_EMPTY_PATHS)
 
     def _tmpfs(self, path: str, size: int, options: str) -> None:
-        with _opened(_place(path, folder=True)) as target:
+        with _opened(_place(self._new, path, folder=True)) as target:
             os.fchdir(target)
             options += f",size={size},nr_inodes={max(size // _BYTES_PER_FILE, 1024)}"
             syscalls.mount(b"tmpfs", b".", b"tmpfs", _NOSUID | _NODEV, options.encode())
@@ -239,19 +242,27 @@ def _set_attributes(fd: int, path: bytes, attributes: int, *, recursive: bool = 
     syscalls.call(syscalls.MOUNT_SETATTR, fd, path, flags, change, len(change))
 
 
-def _place(path: str, *, folder: bool) -> int:
+def _place(root: int, path: str, *, folder: bool) -> int:
     """A descriptor of the place to mount on, in the new root, made where it is missing."""
-    root = os.open("/", os.O_PATH | os.O_CLOEXEC)
-    try:
-        with suppress(FileNotFoundError):
-            return syscalls.open_beneath(root, path)
-        # 0755: the tenant must be able to pass through to what lies below.
-        os.makedirs(path if folder else os.path.dirname(path), 0o755, exist_ok=True)
-        if not folder:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+    with suppress(FileNotFoundError):
         return syscalls.open_beneath(root, path)
-    finally:
-        os.close(root)
+    if folder:
+        _make_folder(path)
+    else:
+        _make_folder(os.path.dirname(path))
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+    return syscalls.open_beneath(root, path)
+
+
+def _make_folder(path: str) -> None:
+    """With its parents. 0755: the tenant must be able to pass through to what lies below."""
+    try:
+        os.mkdir(path, 0o755)
+    except FileExistsError:
+        pass
+    except FileNotFoundError:
+        _make_folder(os.path.dirname(path))
+        os.mkdir(path, 0o755)
 
 
 def _is_folder(fd: int) -> bool:
