@@ -106,6 +106,8 @@ def parse_host(text: str) -> Host:
         if "%" in text:
             raise ValueError("an address with a zone")
         return IPv6Address(text[1:-1])
+    if not text.isascii():  # before lower(), which makes an ASCII k of the Kelvin sign
+        raise ValueError("not ASCII")
     name = text.lower().removesuffix(".")
     if _NUMERIC.fullmatch(name):
         return IPv4Address(text)
