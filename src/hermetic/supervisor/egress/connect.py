@@ -161,7 +161,7 @@ class ConnectProxy:
             agrees = False
         if not agrees:
             raise self._denied("host_header_differs", method, host, port)
-        headers = [(n, v) for n, v in end_to_end(request.headers) if n != b"host"]
+        headers = [(n, v) for n, v in end_to_end(request.headers.raw_items()) if n.lower() != b"host"]
         async with self._connected(method, host, port) as server:
             exchange = _Exchange(peer, server, self._bounds)
             head = h11.Request(
@@ -275,7 +275,7 @@ class _Exchange:
                 event = await self._next_event()
                 if isinstance(event, h11.Response):
                     self._answered = True
-                    await self._peer.respond(event.status_code, end_to_end(event.headers), event.reason)
+                    await self._peer.respond(event.status_code, end_to_end(event.headers.raw_items()), event.reason)
                 elif isinstance(event, h11.Data):
                     await self._peer.send(bytes(event.data))
                 elif isinstance(event, h11.EndOfMessage):
