@@ -44,7 +44,7 @@ _of_init: list[str] = []
 
 def clone_init(policy: Policy) -> int:
     """Like os.fork: 0 in the init, its process id in the caller. Raises SealError, in the caller alone."""
-    if policy.uid is not None and os.geteuid() == 0 and "private_root" in (*policy.mechanisms, *policy.optional):
+    if policy.uid is not None and os.geteuid() == 0:
         with suppress(OSError):  # the likely owner of workspaces, so that all inits inherit the map; else made then
             idmap.namespace((0, 0), (policy.uid, policy.uid if policy.gid is None else policy.gid))
     with suppress(OSError):  # refused where it is installed; here only kept for all that are forked
@@ -80,16 +80,17 @@ class _Seal:
     def _give_up_privileges(self) -> None:
         if os.geteuid() == 0 and "user_namespace" not in namespaces.made:
             os.setgroups([])
-        self._apply("tenant_uid", self._become_the_tenant)
+        self._apply("tenant_uid", lambda: privileges.become(*self._ids()))
         self._apply("no_capabilities", privileges.drop_capabilities)
         self._apply("no_new_privs", privileges.gain_nothing_by_exec)
         privileges.set_dumpable(False)
 
-    def _become_the_tenant(self) -> None:
+    def _ids(self) -> tuple[int, int]:
+        """User and group that the turn has in the end."""
         uid, gid = self._policy.uid, self._policy.gid
-        if uid is None:
-            raise SealError("tenant_uid", "the policy names none")
-        privileges.become(uid, uid if gid is None else gid)
+        if uid is None or not self._wants("tenant_uid"):
+            return os.getuid(), os.getgid()
+        return uid, uid if gid is None else gid
 
 
 class InitSeal(_Seal):
@@ -157,6 +158,7 @@ class InitSeal(_Seal):
             roots.make_slave()
             root = roots.PrivateRoot(
                 self._policy,
+                self._ids(),
                 unprivileged="user_namespace" in namespaces.made,
                 sealed_network="network_namespace" in namespaces.made,
             )

@@ -1,10 +1,11 @@
 """A root of its own: what the policy names, at the same paths as outside, and nothing else.
 
-**How it comes to be.** A small tmpfs becomes the root by pivot_root(".", "."), which leaves the host's root stacked
-under the same "/": absolute paths see the new root, and a descriptor of the old one still reaches the host. Everything
+**How it comes to be.** A small tmpfs becomes the root (pivot_root) and the host's is kept in a folder of it. Everything
 that is wanted is cloned from there as a mount without a place (open_tree), made read-only, nosuid and nodev while
 nobody can reach it yet (mount_setattr), and put in its place (move_mount). When the turn's workspace has been mounted
-the same way, the old root is detached; nothing that is left leads to it.
+the same way, the old root is detached; nothing that is left leads to it. (Stacked on one another, as pivot_root(".",
+".") leaves them, they would save the folder, but then the kernel takes init to live in a chroot and refuses it the user
+namespace that idmap.py needs.)
 
 **Links.** Paths of the policy are resolved by the supervisor, and are opened here with no symbolic link allowed in
 them: part of the host's tree may be writable by an earlier turn, and a link put there must not say what is mounted.
@@ -51,6 +52,7 @@ _DEV_LINKS = {
 }
 _MOUNT_POINTS = ("/tmp", "/mnt", "/run", "/var", "/home")
 """Any of them is where the new root waits for the moment of the pivot."""
+_OLD = b".host"
 _ROOT_OPTIONS = b"mode=0755,size=1m,nr_inodes=4096"
 """Folders, links and four small files of ours; no turn can write there."""
 _BYTES_PER_FILE = 2048
@@ -77,13 +79,12 @@ def mount_proc() -> None:
 
 
 class PrivateRoot:
-    """In init. `unprivileged`: it lives in a user namespace."""
+    """In init. `ids`: user and group that the turn will have. `unprivileged`: it lives in a user namespace."""
 
-    def __init__(self, policy: Policy, unprivileged: bool, sealed_network: bool) -> None:
+    def __init__(self, policy: Policy, ids: tuple[int, int], unprivileged: bool, sealed_network: bool) -> None:
         self._policy = policy
         self._unprivileged = unprivileged
-        self._uid = os.getuid() if policy.uid is None else policy.uid
-        self._gid = os.getgid() if policy.gid is None else policy.gid
+        self._uid, self._gid = ids
         self._etc = _etc_files(policy, self._uid, self._gid, sealed_network)
         self._old = self._new = -1
         """Descriptors of the host's root and of ours."""
@@ -112,9 +113,8 @@ class PrivateRoot:
         for path in _by_depth(self._policy.writable):
             if _is_below(path, workspace):
                 self._bind_owned(path)
-        os.fchdir(self._old)
-        syscalls.unmount(b".", _DETACH)
-        os.chdir("/")
+        syscalls.unmount(b"/" + _OLD, _DETACH)
+        os.rmdir(b"/" + _OLD)
         with suppress(OSError):  # not mounted
             _set_attributes(_AT_FDCWD, b"/proc", _ATTR_RDONLY)
         _set_attributes(_AT_FDCWD, b"/", _ATTR_RDONLY)
@@ -128,8 +128,9 @@ class PrivateRoot:
         point = next((path for path in _MOUNT_POINTS if os.path.isdir(path)), "/usr")
         syscalls.mount(b"tmpfs", point.encode(), b"tmpfs", _NOSUID | _NODEV, _ROOT_OPTIONS)
         os.chdir(point)
+        os.mkdir(_OLD, 0o700)
         try:
-            syscalls.call(syscalls.PIVOT_ROOT, b".", b".")
+            syscalls.call(syscalls.PIVOT_ROOT, b".", _OLD)
         except OSError as error:
             raise SealError(
                 "private_root", f"pivot_root: {error.strerror} (is the host's root an initramfs?)"
