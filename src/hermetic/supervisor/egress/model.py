@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 import h11
@@ -106,17 +106,19 @@ class ModelProxy:
             raise Refused(502, "upstream_unreachable", "The model provider cannot be reached.") from None
         except (httpx2.TransportError, ssl.SSLError, OSError, h11.ProtocolError):
             raise Refused(502, "upstream_error", "The connection to the model provider broke.") from None
+        parts = response.aiter_raw()
         try:
             self._check(response)
             await peer.respond(response.status_code, self._provider.response_headers(response.headers.raw))
             redactor = self._provider.redactor()
-            async for data in response.aiter_raw():
+            async for data in parts:
                 await peer.send(redactor.feed(data))
             await peer.send(redactor.end())
             await peer.end()
         except (httpx2.TransportError, OSError):
             log.info("model_response_cut", host=self._provider.host)
         finally:
+            await _give_up(parts)
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
                 await response.aclose()
 
@@ -131,6 +133,19 @@ class ModelProxy:
             raise Refused(502, "upstream_redirect", "The model provider's URL redirects, which is not followed.")
         if response.headers.get("content-encoding", "identity") != "identity":
             raise Refused(502, "upstream_encoding", "The model provider compressed its answer without being asked to.")
+
+
+async def _give_up(parts: AsyncIterator[bytes]) -> None:
+    """Ends an iterator that may not have come to its end.
+
+    It is several generators deep, and closing the outermost leaves the inner ones to the garbage collector. A cancel
+    that reaches the innermost, where the network is read, goes out through all of them.
+    """
+    with trio.CancelScope(shield=True) as scope:
+        scope.cancel()
+        with suppress(httpx2.TransportError):
+            async for _ in parts:
+                pass
 
 
 async def _cancel_when_gone(peer: Peer, scope: trio.CancelScope) -> None:
