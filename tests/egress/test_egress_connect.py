@@ -468,9 +468,18 @@ async def test_a_server_that_answers_garbage_or_dies_is_a_502_or_a_cut(nursery, 
 
 async def test_of_a_flood_of_denials_some_are_told_and_all_are_counted(nursery, internet, way_out) -> None:
     await way_out.open(nursery, [], network=internet.network, bounds=Bounds(denials_told=3, accepts_per_s=1000))
-    for _ in range(25):
-        await way_out.say(b"CONNECT evil.example:443 HTTP/1.1\r\nHost: a\r\n\r\n")
-    assert [event.total for event in way_out.denied] == [1, 2, 3, 6, 12, 24]
+    for number in [0] * 9 + [1, 2, 3, 4, 5] + [6] * 20:
+        await way_out.say(b"CONNECT evil%d.example:443 HTTP/1.1\r\nHost: a\r\n\r\n" % number)
+    told = [(event.host, event.total) for event in way_out.denied]
+    assert told == [
+        ("evil0.example", 1),
+        ("evil0.example", 2),
+        ("evil0.example", 4),
+        ("evil0.example", 8),
+        ("evil1.example", 10),
+        ("evil2.example", 11),
+        ("evil6.example", 22),
+    ]
 
 
 async def test_what_a_client_says_in_a_denial_is_cut(nursery, internet, way_out) -> None:

@@ -64,7 +64,10 @@ class Hermes:
         return await self.server.turn(f"Please say:\n{script}", **more)
 
 
-def write_home(home: Path, url: str, *, key: str = "secret-key", more: str = "", env: str = "") -> None:
+def write_home(
+    home: Path, provider_url: str, *, url: str = "", key: str = "secret-key", more: str = "", env: str = ""
+) -> None:
+    url = url or provider_url
     home.mkdir(parents=True)
     (home / "config.yaml").write_text(
         CONFIG.format(url=url, key=key, more=more.format(url=url) if "{url}" in more else more)

@@ -255,14 +255,14 @@ class Steer(Event, frozen=True):
 
 
 class EgressDenied(Event, frozen=True):
-    """Something of the turn wanted to reach a place that it may not. Of a flood only some are told; `total` counts."""
+    """The turn wanted to reach a place that it may not. The same is told once, of many some; `total` counts them all."""
 
     method: str
     host: str
     port: int
     reason: str
     """`host_not_listed`, `port_not_listed`, `address_not_listed`, `address_not_public`, `own_address`,
-    `server_name_differs`, `not_tls`, `host_header_differs`, `path_not_allowed`, `not_allowed`, …"""
+    `server_name_differs`, `not_tls`, `host_header_differs`, `path_not_allowed` (docs/egress.md)."""
     path: str = ""
     """Of a plain HTTP request or one to the model, without its query, cut to 200 characters."""
     total: int = 1

@@ -52,7 +52,8 @@ class Bounds(Struct, frozen=True, kw_only=True):
     tunnel_bytes_max: int | None = None
     """Each way, of one connection of the CONNECT proxy. None: no bound but the turn's wall clock."""
     denials_told: int = 50
-    """Denials with an event of their own; from then on those that double the count. A loop must not fill the journal."""
+    """Different denials that are told of, each once; of the rest those that double the count. An agent that tries the same
+    again and again must not fill the journal."""
 
 
 class Refused(Exception):
@@ -75,15 +76,18 @@ class Denials:
     def __init__(self, tell: Callable[[EgressDenied], Awaitable[None]], bounds: Bounds, turn_id: str = "") -> None:
         self.total = 0
         self._tell = tell
-        self._next = 1
+        self._told: set[EgressDenied] = set()
         self._told_max = bounds.denials_told
+        self._doubled = 1
         self._turn_id = turn_id
 
     async def happened(self, event: EgressDenied) -> None:
         self.total += 1
-        if self.total < self._next:
+        if event not in self._told and len(self._told) < self._told_max:
+            self._told.add(event)
+        elif self.total < self._doubled:
             return
-        self._next = self.total + 1 if self.total < self._told_max else 2 * self.total
+        self._doubled = 2 * self.total
         log.warning("egress_denied", turn_id=self._turn_id, **(asdict(event) | {"total": self.total}))
         await self._tell(replace(event, total=self.total))
 
