@@ -87,12 +87,14 @@ def run_init(policy, order, report):
             os._exit(0)
         os.close(prepared_write)
         with open(prepared) as from_agent:
-            if from_agent.readline() == "{}\n":
+            line = from_agent.readline()
+            if line == "{}\n":
                 init.enter(order["workspace"])
                 os.write(entered_write, b"x")
             result = {"init": {"held": init.held, "missing": init.missing, "listeners": len(init.listeners)}}
             result |= {"init_signal": privileges.parents_death_signal()}
-            line = from_agent.readline()
+            if line == "{}\n":
+                line = from_agent.readline()
         _, status = os.waitpid(agent_pid, 0)
         result |= json.loads(line or "{}") | {"status": status}
     except seal.SealError as error:

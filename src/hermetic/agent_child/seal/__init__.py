@@ -129,15 +129,13 @@ class InitSeal(_Seal):
 
         The signal for the parent's death is kept. Whether the parent died meanwhile is for the caller to see.
         """
-        if self._root is not None:
-            try:
+        try:
+            if self._root is not None:
                 self._root.enter(workspace)
-            except OSError as error:
-                raise SealError("private_root", str(error)) from error
-        elif (
-            self._policy.uid is not None and self._wants("tenant_uid") and os.stat(workspace).st_uid != self._policy.uid
-        ):
-            raise SealError("tenant_uid", f"without a private root {workspace} must belong to user {self._policy.uid}")
+            elif self._wants("tenant_uid") and os.stat(workspace).st_uid != (uid := self._ids()[0]):
+                raise SealError("tenant_uid", f"without a private root {workspace} must belong to user {uid}")
+        except OSError as error:
+            raise SealError("private_root", f"{workspace}: {error}") from error
         self._give_up_privileges()
 
     def _join_cgroups(self) -> None:
