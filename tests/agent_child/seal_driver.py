@@ -11,6 +11,7 @@ import ctypes
 import errno
 import fcntl
 import json
+import logging
 import mmap
 import os
 import resource
@@ -32,7 +33,21 @@ from hermetic.agent_child import seal
 from hermetic.agent_child.seal import landlock, privileges, roots, seccomp, syscalls, tools
 from hermetic.protocol.launch import Policy
 
-FOR_SCRIPTS = (ctypes, errno, fcntl, mmap, resource, socket, stat, struct, subprocess, termios, threading, time)
+FOR_SCRIPTS = (
+    ctypes,
+    errno,
+    fcntl,
+    logging,
+    mmap,
+    resource,
+    socket,
+    stat,
+    struct,
+    subprocess,
+    termios,
+    threading,
+    time,
+)
 FOR_SCRIPTS += (landlock, privileges, roots, seccomp, syscalls)
 
 

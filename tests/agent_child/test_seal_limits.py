@@ -146,7 +146,8 @@ def test_the_limits_are_written_where_the_kernel_reads_them(host: Host, cgroups:
         elif path.endswith("cpu.weight"):
             assert words == ["50"]
         else:
-            assert str(result["me"]) in words
+            # In version 2 who moves itself must own where it comes from too.
+            assert str(result["me"]) in words or (host.kind == "user" and "-none/" in path)
 
 
 def test_without_a_cgroup_each_process_is_bounded(host: Host) -> None:
