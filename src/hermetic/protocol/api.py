@@ -330,3 +330,7 @@ class Problem(Response, frozen=True):
     hint: str
     turn_id: str | None = None
     """With `session_busy`: the turn that is active."""
+    quota: str | None = None
+    """With `quota_exceeded`: which one; the header Retry-After says when to ask again."""
+    limit: float | None = None
+    """Of that quota."""

@@ -118,6 +118,13 @@ class QueueFull(ClientError):
     default_hint = "Try again after the number of seconds in Retry-After."
 
 
+class QuotaExceeded(QueueFull):
+    """This tenant has all that it may have. `extra`: `quota` and `limit` say of what, `retry_after_s` when to ask again."""
+
+    code = "quota_exceeded"
+    default_hint = "Try again after the number of seconds in Retry-After, or ask the host for a larger quota."
+
+
 class NotSupported(ClientError):
     """Something that others of its kind do and this server does not."""
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 import ipaddress
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import SplitResult, urlsplit
 
 from msgspec import Meta, Struct, field
@@ -211,6 +211,58 @@ class Oidc(Section, frozen=True):
     """The variable of the server's environment with the client's secret. Not set: a public client, PKCE alone."""
 
 
+class Quotas(Section, frozen=True):
+    """What each tenant may use; a tenant's own record overrides any of it. The tenant `local`, who runs the server, is
+    held to its own record alone."""
+
+    turns_at_once: Count | None = 4
+    """Turns that run at once; more wait, and take turns with those of other tenants. A quarter of turns.concurrent_max,
+    so that three tenants with endless work leave room for a fourth."""
+    turns_queued: Count | None = 100
+    """Turns that wait; a tenth of turns.queue_max, so that one tenant cannot fill the queue of all."""
+    turns_per_minute: Count | None = 60
+    """Turns started; so many also at once, after a minute without one. Each costs a process."""
+    tokens_per_day: Annotated[int, Meta(ge=1, le=(1 << 53) - 1)] | None = None
+    """Of the models, in and out, from midnight UTC. As agents report it, and known when a turn ends: those that run at
+    that time may go beyond. Not set, like all of these: no limit."""
+    cost_per_day: Annotated[float, Meta(gt=0, le=1e9)] | None = None
+    """The same in US dollars."""
+    disk_bytes: Size | None = None
+    """All workspaces of the tenant's own together, measured before a turn starts. What it holds of other folders that
+    its record allows is not in it."""
+    streams: Count | None = 200
+    """Event streams open at once. Each is a socket and some kilobytes; a person with ten pages open needs ten."""
+
+
+class Secrets(Section, frozen=True):
+    """The keys that encrypt tenants' secrets in the database (docs/operations.md)."""
+
+    key_file: str | None = None
+    """A file that only the server's user can read: a key a line, as `hermetic secrets new-key` prints it. The first one
+    encrypts, all of them decrypt."""
+    key_env: str = "HERMETIC_SECRETS_KEY"
+    """Without a key_file: the variable of the server's environment with the same. No turn can be given it."""
+
+
+class Log(Section, frozen=True):
+    """What the server writes to stderr while it runs."""
+
+    format: Literal["console", "json"] = "console"
+    """`console` is for people; `json` is one object a line, for programs."""
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least important that is written."""
+
+
+class Trace(Section, frozen=True):
+    """OpenTelemetry traces: a span for each turn and each tool call, by the GenAI conventions. They need the extra
+    `hermetic[otel]`."""
+
+    url: str | None = None
+    """Where spans are sent by OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces. Not set: no traces."""
+    service: str = "hermetic"
+    """What the server calls itself there."""
+
+
 class Webui(Section, frozen=True):
     """For a Hermes Web UI in front of this server (docs/webui.md)."""
 
@@ -297,6 +349,10 @@ class Config(Section, frozen=True):
     workspaces: Workspaces = field(default_factory=Workspaces)
     seal: Seal = field(default_factory=Seal)
     oidc: Oidc = field(default_factory=Oidc)
+    quotas: Quotas = field(default_factory=Quotas)
+    secrets: Secrets = field(default_factory=Secrets)
+    log: Log = field(default_factory=Log)
+    trace: Trace = field(default_factory=Trace)
     webui: Webui = field(default_factory=Webui)
     agents: dict[str, Agent] = field(default_factory=lambda: {"demo": DEMO})
     """`demo` is there unless the file defines it otherwise."""
@@ -370,9 +426,24 @@ def _checked(config: Config, folder: Path) -> Config:
         server=_server(config.server, folder),
         oidc=_oidc(config.oidc),
         workspaces=Workspaces(roots=roots),
+        secrets=_secrets(config.secrets, [*agents.items(), *profiles.items()], folder),
         webui=Webui(state_dir=None if state_dir is None else _path(state_dir, folder, "webui.state_dir")),
         agents=agents,
         profiles=profiles,
+    )
+
+
+def _secrets(secrets: Secrets, passing: Iterable[tuple[str, Agent | Profile]], folder: Path) -> Secrets:
+    if fault := variable_fault(secrets.key_env):
+        raise ConfigError(f"secrets.key_env: {fault}")
+    for name, section in passing:
+        if secrets.key_env in section.pass_env:
+            raise ConfigError(
+                f"{name}.pass_env: {secrets.key_env} is the key of all tenants' secrets, which no turn may see",
+                hint="Take it out of pass_env.",
+            )
+    return replace(
+        secrets, key_file=None if secrets.key_file is None else _path(secrets.key_file, folder, "secrets.key_file")
     )
 
 
@@ -506,6 +577,11 @@ def _check_target(target: str | None, path: str) -> None:
 
 
 # --- variables ----------------------------------------------------------------------------------------------------
+
+def is_secret_name(name: str) -> bool:
+    """Whether a variable of this name holds a secret, by the look of it."""
+    return _SECRET.search(name) is not None
+
 
 _SECRET = re.compile(r"(?:^|_)API_KEY$|_(?:TOKEN|SECRET|PASSWORD|SECRET_KEY)$", re.IGNORECASE)
 """Only names that leave no doubt: a false alarm would teach people to rename their variables."""

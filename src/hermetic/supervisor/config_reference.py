@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from msgspec import NODEFAULT, Meta, Struct
 from msgspec.structs import fields
@@ -13,11 +13,16 @@ from hermetic.supervisor.config import (
     AgentLimits,
     Config,
     Limits,
+    Log,
     ModelApi,
+    Oidc,
     Profile,
+    Quotas,
     Seal,
+    Secrets,
     Server,
     Stream,
+    Trace,
     Turns,
     Webui,
     Workspaces,
@@ -32,6 +37,11 @@ _SECTIONS: dict[str, type[Struct]] = {
     "stream": Stream,
     "workspaces": Workspaces,
     "seal": Seal,
+    "oidc": Oidc,
+    "quotas": Quotas,
+    "secrets": Secrets,
+    "log": Log,
+    "trace": Trace,
     "webui": Webui,
     "agents.NAME": Agent,
     "agents.NAME.limits": AgentLimits,
@@ -71,7 +81,8 @@ with a letter or a digit.
 
 ## Secrets
 
-They never stand in this file. Name a variable of the server's environment in `pass_env`, or put it into a profile's
+They never stand in this file. A tenant's own are set with `hermetic secrets set` or over the API, and are kept encrypted
+(docs/operations.md). The host's: name a variable of the server's environment in `pass_env`, or put it into a profile's
 `env_file` (readable for the server's user alone). A variable or an option with a value whose name is or ends in
 `API_KEY`, or ends in `_TOKEN`, `_SECRET`, `_SECRET_KEY` or `_PASSWORD`, is refused.
 
@@ -106,6 +117,7 @@ def _environment() -> str:
                 f"of the server's own, where it has them: {', '.join(f'`{name}`' for name in COPIED)};",
                 "the profile: `env_file`, then `env`, then `pass_env`;",
                 "the agent: `env`, then `pass_env`;",
+                "the secrets of the turn's tenant under this profile;",
                 "what leads to the network and to the model (`egress`, `model_api`): [egress.md](egress.md);",
                 f"what nobody can override: {', '.join(f'`{name}`' for name in OURS)}.",
             ),
@@ -149,6 +161,8 @@ def _type(hint: Any) -> str:
         return "table, below"
     if get_origin(hint) is list:
         return "list of text"
+    if get_origin(hint) is Literal:
+        return " or ".join(f"`{word}`" for word in get_args(hint))
     if get_origin(hint) is dict:
         return "table of text" if get_args(hint)[1] is str else "table"
     return _type(get_args(hint)[0])  # X | None

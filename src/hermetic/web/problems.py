@@ -38,11 +38,13 @@ def problem_response(error: HermeticError) -> Response:
         fault=error.fault,
         hint=error.hint,
         turn_id=error.extra.get("turn_id"),
+        quota=error.extra.get("quota"),
+        limit=error.extra.get("limit"),
     )
     response = Response(msgspec.json.encode(problem), status, content_type="application/problem+json")
     response.headers["Cache-Control"] = "no-store"
     if isinstance(error, QueueFull | Draining):
-        response.headers["Retry-After"] = str(RETRY_AFTER_S)
+        response.headers["Retry-After"] = str(error.extra.get("retry_after_s", RETRY_AFTER_S))
     if isinstance(error, Unauthorized):
         response.headers["WWW-Authenticate"] = "Bearer"
     return response
