@@ -23,7 +23,7 @@ import trio
 
 from hermetic.supervisor.egress.hello import NotAHello, read_hello
 from hermetic.supervisor.egress.network import Network, leads_home
-from hermetic.supervisor.egress.rules import Address, Host, Rules, parse_authority
+from hermetic.supervisor.egress.rules import Address, Host, Rules, canonical, parse_authority
 from hermetic.supervisor.egress.wire import (
     READ_BYTES,
     Bounds,
@@ -199,7 +199,7 @@ class ConnectProxy:
                 raise Refused(502, "not_resolved", f"The name {host} cannot be resolved.") from None
             except trio.TooSlowError:
                 raise Refused(504, "not_resolved", f"The name {host} was not resolved in time.") from None
-        return list(found)
+        return [canonical(address) for address in found]
 
     async def _dialled(self, addresses: list[Address], host: Host, port: int) -> tuple[trio.SocketStream, Address]:
         for address in addresses:

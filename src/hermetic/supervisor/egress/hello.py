@@ -12,7 +12,7 @@ HELLO_BYTES_MAX: Final = 16 << 10
 """Of a ClientHello with its record headers. With post-quantum key shares it has some 2 KiB."""
 
 _HANDSHAKE_RECORD: Final = 22
-_CLIENT_HELLO: Final = 1
+_CLIENT_HELLO: Final = b"\x01"
 _SERVER_NAME: Final = 0
 _HOST_NAME: Final = 0
 
@@ -49,7 +49,7 @@ def read_hello(data: bytes) -> Hello | None:
             raise NotAHello
         handshake += data[position + 5 : position + 5 + length]
         position += 5 + length
-        if handshake[0] != _CLIENT_HELLO if handshake else False:
+        if handshake[:1] not in (b"", _CLIENT_HELLO):
             raise NotAHello
         if len(handshake) >= 4 and len(handshake) >= 4 + int.from_bytes(handshake[1:4]):
             return Hello(_server_name(_Reader(handshake[4 : 4 + int.from_bytes(handshake[1:4])])))

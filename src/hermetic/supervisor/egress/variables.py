@@ -7,8 +7,9 @@ file can name them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, Protocol
+from typing import Final
 
+from hermetic.supervisor.config import ModelApi
 from hermetic.supervisor.egress.model_rules import PLACEHOLDER, parse_provider, read_key
 
 CONNECT_PORT: Final = 3128
@@ -20,20 +21,7 @@ _PROXY: Final = f"http://127.0.0.1:{CONNECT_PORT}"
 _NOT_PROXIED: Final = "127.0.0.1,localhost,::1"
 
 
-class ModelApi(Protocol):
-    """The fields of config.ModelApi that are used here."""
-
-    @property
-    def url(self) -> str: ...
-    @property
-    def key_env(self) -> str | None: ...
-    @property
-    def url_env(self) -> list[str]: ...
-    @property
-    def placeholder_env(self) -> list[str]: ...
-
-
-def ports(model_api: object | None) -> list[int]:
+def ports(model_api: ModelApi | None) -> list[int]:
     """launch.Policy.ports for an agent: the CONNECT proxy, then the model proxy if it has one."""
     return [CONNECT_PORT] if model_api is None else [CONNECT_PORT, MODEL_PORT]
 
