@@ -1,4 +1,4 @@
-"""Drives one real child as the supervisor will: three pipes, a control socket, no event loop."""
+"""Drives one real child as the supervisor does: a launcher, three pipes, a control socket, no event loop."""
 
 from __future__ import annotations
 
@@ -8,37 +8,53 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Self
 
-from hermetic.protocol import control, events
+from hermetic.protocol import control, events, launch
 from hermetic.protocol.commands import AnyCommand, Start
 from hermetic.protocol.events import Failed, Ready, Result, Token
 from hermetic.protocol.framing import event_decoder, frame
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
 
 PATIENCE_S = 20.0
 """Longest wait for anything: a loaded machine, not a measure of speed."""
 
 
+TREE = ["pid_namespace", "mount_namespace", "ipc_namespace", "proc"]
+
+
 class Child:
-    """Started at once. Use it as a context manager: nothing it started outlives the block."""
+    """Started at once. Use it as a context manager: nothing it started outlives the block.
+
+    A launcher of its own, told to retire after this one turn: `process` ends when the turn's tree has.
+    """
 
     def __init__(
         self,
-        *arguments: str,
+        *,
+        namespaces: bool = True,
+        interpreter: str | None = None,
         env: dict[str, str] | None = None,
-        python: tuple[str, ...] = (sys.executable, "-I", "-m", "hermetic.agent_child"),
+        python: tuple[str, ...] = (sys.executable, "-I", "-m", "hermetic.agent_child.launcher"),
+        preload: Sequence[str] = (),
+        python_path: Sequence[str] = (),
+        workspace: str = "/tmp",
         **popen: Any,
     ) -> None:
-        ours, theirs = socket.socketpair()
-        self.control = ours
+        self.control, their_control = pair()
+        supervisor, theirs = pair()
         self.began = time.monotonic()
         with theirs:
             self.process = subprocess.Popen(
-                [*python, "--control-fd", str(theirs.fileno()), *arguments],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                [*python, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 cwd="/",
                 env={"PATH": os.environ["PATH"], **(env or {})},
@@ -46,11 +62,33 @@ class Child:
                 bufsize=0,
                 **popen,
             )
-        assert self.process.stdout and self.process.stderr and self.process.stdin
+        their_commands, commands = os.pipe()
+        events_fd, their_events = os.pipe()
+        stderr_fd, their_stderr = os.pipe()
+        self.stdin = open(commands, "wb", buffering=0)  # noqa: SIM115  closed in __exit__
+        self.stdout = open(events_fd, "rb", buffering=0)  # noqa: SIM115
+        self.prints = open(stderr_fd, "rb", buffering=0)  # noqa: SIM115
+        policy = launch.Policy(optional=TREE if namespaces else [])
+        prepare = launch.Prepare(
+            policy=policy, interpreter=interpreter, preload=list(preload), python_path=list(python_path)
+        )
+        spawn = launch.Spawn(turn_id="t", workspace=workspace)
+        with supervisor, their_control, suppress(BrokenPipeError):
+            supervisor.send(launch.encode(prepare))
+            self.prepared = launch.decode(supervisor.recv(launch.PACKET_BYTES_MAX))
+            fds = [their_commands, their_events, their_stderr, their_control.fileno()]
+            socket.send_fds(supervisor, [launch.encode(spawn)], fds)
+            supervisor.send(launch.encode(launch.Retire()))
+            # The end of this socket is an order to kill, so it is kept until the launcher has heard Retire.
+            self._supervisor = supervisor.dup()
+        for fd in (their_commands, their_events, their_stderr):
+            os.close(fd)
         self._decoder = event_decoder(1 << 20)
-        self._files = {self.process.stdout.fileno(): self._hear_events, self.process.stderr.fileno(): self._hear_stderr,
-                       ours.fileno(): self._hear_reports}  # fmt: skip
-        self._report_bytes = b""
+        self._files = {
+            self.stdout.fileno(): self._hear_events,
+            self.prints.fileno(): self._hear_stderr,
+            self.control.fileno(): self._hear_reports,
+        }
         self.events: list[events.ChildEvent] = []
         self.frames: list[bytes] = []
         self.heard_at: list[float] = []
@@ -77,8 +115,8 @@ class Child:
             data = os.read(fd, 1 << 16)
         except ConnectionResetError:
             return False
-        *lines, self._report_bytes = (self._report_bytes + data).split(b"\n")
-        self.reports += [control.decode(line) for line in lines]
+        if data:
+            self.reports.append(control.decode(data))
         return bool(data)
 
     def wait_until(self, true: Callable[[Child], Any], patience_s: float = PATIENCE_S) -> Any:
@@ -101,7 +139,7 @@ class Child:
         self.wait_until(lambda _: text in self.text)
 
     def wait_exited(self) -> control.Exited:
-        """Reads all to the end, reaps the keeper, returns its last report."""
+        """Reads all to the end, reaps the launcher, returns the last report."""
         self.wait_until(lambda _: not self._files)
         assert self.process.wait(PATIENCE_S) == 0, self.stderr
         last = self.reports[-1]
@@ -122,9 +160,8 @@ class Child:
 
     def send(self, command: AnyCommand) -> None:
         """A child that has ended hears nothing, which is no error: it may end at any moment."""
-        assert self.process.stdin
         with suppress(BrokenPipeError):
-            self.process.stdin.write(frame(command))
+            self.stdin.write(frame(command))
 
     def start(self, **fields: Any) -> None:
         self.wait_event(Ready)
@@ -160,6 +197,6 @@ class Child:
             if self.process.poll() is None:
                 self.process.kill()
                 self.process.wait()
-            for file in (self.process.stdin, self.process.stdout, self.process.stderr):
-                assert file
+            assert self.process.stderr
+            for file in (self.stdin, self.stdout, self.prints, self.process.stderr, self._supervisor):
                 file.close()

@@ -17,12 +17,19 @@ def run(tmp_path: Path) -> Iterator[Run]:
     """Starts a child with this source as its agent (`agent` in a module of its own) and returns it, started."""
     with ExitStack() as stack:
 
-        def start(source: str, *arguments: str, env: dict[str, str] | None = None, **fields: Any) -> Child:
+        def start(
+            source: str,
+            *,
+            namespaces: bool = True,
+            interpreter: str | None = None,
+            env: dict[str, str] | None = None,
+            **fields: Any,
+        ) -> Child:
             number = len(list(tmp_path.glob("given_*.py")))
             (tmp_path / f"given_{number}.py").write_text(textwrap.dedent(source))
             workspace = tmp_path / "workspace"
             workspace.mkdir(exist_ok=True)
-            child = stack.enter_context(Child(*arguments, env=env))
+            child = stack.enter_context(Child(namespaces=namespaces, interpreter=interpreter, env=env))
             base = {
                 "adapter": "function",
                 "target": f"given_{number}:agent",

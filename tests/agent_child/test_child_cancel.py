@@ -180,9 +180,9 @@ def test_steers_that_nobody_read_come_back_after_a_cancel(run: Run) -> None:
     assert child.events[-2] == PendingSteerLeftover(text="later")
 
 
-@pytest.mark.parametrize("arguments", [(), ("--no-namespaces",)])
-def test_a_cancel_before_start_ends_the_child_without_a_word(arguments: tuple[str, ...]) -> None:
-    with Child(*arguments) as child:
+@pytest.mark.parametrize("namespaces", [True, False])
+def test_a_cancel_before_start_ends_the_child_without_a_word(namespaces: bool) -> None:
+    with Child(namespaces=namespaces) as child:
         child.wait_event(Ready)
         child.terminate()
         assert child.wait_exited().exit_code == 0
@@ -197,9 +197,9 @@ def test_a_cancel_command_in_place_of_start_ends_the_child_without_a_word() -> N
         assert len(child.events) == 1 and child.stderr == ""
 
 
-@pytest.mark.parametrize("arguments", [(), ("--no-namespaces",)])
-def test_a_cancel_before_the_agent_exists_is_not_forgotten(arguments: tuple[str, ...]) -> None:
-    with Child(*arguments) as child:
+@pytest.mark.parametrize("namespaces", [True, False])
+def test_a_cancel_before_the_agent_exists_is_not_forgotten(namespaces: bool) -> None:
+    with Child(namespaces=namespaces) as child:
         child.terminate()
         assert child.wait_exited().exit_code == 0
         assert not any(isinstance(event, Result) for event in child.events)
@@ -226,9 +226,9 @@ def test_an_agent_that_signals_its_whole_process_group_does_not_reach_the_keeper
     assert child.wait_exited().signal == "SIGKILL"
 
 
-@pytest.mark.parametrize("arguments", [(), ("--no-namespaces",)])
+@pytest.mark.parametrize("namespaces", [True, False])
 def test_an_agent_that_ignores_sigterm_is_killed_at_once_when_the_supervisor_says_so(
-    run: Run, arguments: tuple[str, ...]
+    run: Run, namespaces: bool
 ) -> None:
     source = """
         import signal
@@ -241,7 +241,7 @@ def test_an_agent_that_ignores_sigterm_is_killed_at_once_when_the_supervisor_say
                 except BaseException:
                     pass
     """
-    child = run(source, *arguments)
+    child = run(source, namespaces=namespaces)
     child.wait_text("on")
     child.terminate()
     child.kill()

@@ -47,7 +47,7 @@ AGENT = """
 
 
 def test_the_agent_runs_in_its_own_environment(run: Run, own: Path) -> None:
-    child = run(AGENT, "--interpreter", str(own))
+    child = run(AGENT, interpreter=str(own))
     assert child.finish() == Result()
     assert child.text == str(own.parent.parent)
     assert child.events[0] == Ready(protocol=1, pid=child.events[0].pid, python=sys.version.split()[0])
@@ -63,8 +63,7 @@ def test_of_the_servers_packages_it_sees_hermetic_alone(run: Run, own: Path) -> 
             found = [name for name in ("trio", "apsw", "quart") if importlib.util.find_spec(name)]
             return repr((found, [p for p in sys.path if "site-packages" in p]))
         """,
-        "--interpreter",
-        str(own),
+        interpreter=str(own),
     )
     assert child.finish() == Result()
     assert child.text == repr(([], [str(packages(own))]))
@@ -77,20 +76,20 @@ def test_it_holds_no_descriptor_that_the_same_python_would_not_hold(run: Run, ow
         def agent(turn):
             return subprocess.run(["ls", "/proc/self/fd"], capture_output=True, text=True, close_fds=False).stdout
     """
-    here, there = run(agent), run(agent, "--interpreter", str(own))
+    here, there = run(agent), run(agent, interpreter=str(own))
     assert here.finish() == there.finish() == Result()
     assert here.text == there.text
 
 
 def test_a_cancel_reaches_it(run: Run, own: Path) -> None:
-    child = run("import time\ndef agent(turn):\n    turn.token('x')\n    time.sleep(60)", "--interpreter", str(own))
+    child = run("import time\ndef agent(turn):\n    turn.token('x')\n    time.sleep(60)", interpreter=str(own))
     child.wait_text("x")
     child.terminate()
     assert child.finish() == Result(interrupted=True)
 
 
 def test_a_cancel_before_it_is_up_ends_it(own: Path) -> None:
-    with Child("--interpreter", str(own)) as child:
+    with Child(interpreter=str(own)) as child:
         child.terminate()
         assert child.wait_exited() == Exited(exit_code=0)
 
@@ -103,15 +102,14 @@ def test_what_it_leaves_behind_is_killed(run: Run, own: Path) -> None:
             subprocess.Popen(["setsid", "sleep", "61"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             return "done"
         """,
-        "--interpreter",
-        str(own),
+        interpreter=str(own),
     )
     assert child.finish() == Result()
     assert not os.path.exists(f"/proc/{child.spawned.init_pid}")
 
 
-def failure(*arguments: str) -> Failed:
-    with Child(*arguments) as child:
+def failure(interpreter: str) -> Failed:
+    with Child(interpreter=interpreter) as child:
         child.wait_event(Ready)
         last: Any = child.finish()
     assert isinstance(last, Failed)
@@ -120,19 +118,19 @@ def failure(*arguments: str) -> Failed:
 
 
 def test_without_msgspec_it_says_what_to_install(bare: Path) -> None:
-    failed = failure("--interpreter", str(bare))
+    failed = failure(str(bare))
     assert failed.message.startswith("the agent's environment has no msgspec that works")
     assert "python -m pip install msgspec" in failed.hint
 
 
 @pytest.mark.parametrize("path", ["/there/is/no/python", "/etc/passwd", "/"])
 def test_an_interpreter_that_is_none_is_an_error_that_names_the_setting(path: str) -> None:
-    failed = failure("--interpreter", path)
+    failed = failure(path)
     assert failed.message.startswith("the agent's interpreter cannot be started: ")
     assert "`interpreter`" in failed.hint
 
 
 def test_a_program_that_is_no_python_ends_the_child(tmp_path: Path) -> None:
-    with Child("--interpreter", "/bin/true") as child:
+    with Child(interpreter="/bin/true") as child:
         child.wait_exited()
         assert child.events == []

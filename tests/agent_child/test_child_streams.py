@@ -194,8 +194,7 @@ def test_a_large_history_arrives_whole(run: Run) -> None:
 def test_the_end_of_the_command_stream_before_start_ends_the_child_quietly() -> None:
     with Child() as child:
         child.wait_event(Ready)
-        assert child.process.stdin
-        child.process.stdin.close()
+        child.stdin.close()
         assert child.wait_exited().exit_code == 0
         assert len(child.events) == 1 and child.stderr == ""
 
@@ -204,9 +203,8 @@ def test_the_end_of_the_command_stream_before_start_ends_the_child_quietly() -> 
 def test_garbage_in_place_of_start_fails_with_hermetic_at_fault(garbage: bytes) -> None:
     with Child() as child:
         child.wait_event(Ready)
-        assert child.process.stdin
-        child.process.stdin.write(garbage)
-        child.process.stdin.close()
+        child.stdin.write(garbage)
+        child.stdin.close()
         end = child.finish()
         assert isinstance(end, Failed) and end.fault == "hermetic" and end.type == "protocol"
 
@@ -221,8 +219,7 @@ def test_garbage_after_start_does_not_end_the_turn(run: Run) -> None:
             return "bye"
     """)
     child.wait_text(".")
-    assert child.process.stdin
-    child.process.stdin.write(b"nonsense\n")
+    child.stdin.write(b"nonsense\n")
     child.wait_until(lambda _: "no more commands" in child.stderr)
     child.terminate()
     assert child.finish() == Result(interrupted=True)
@@ -238,10 +235,9 @@ def test_another_version_of_the_protocol_is_refused_with_both_versions_named(run
 def test_start_split_into_single_bytes_is_understood() -> None:
     with Child() as child:
         child.wait_event(Ready)
-        assert child.process.stdin
         start = Start(protocol=1, turn_id="t", session_id="s", message="ask", workspace="/tmp", adapter="nope")
         for byte in commands.encode(start) + b"\n":
-            child.process.stdin.write(bytes([byte]))
+            child.stdin.write(bytes([byte]))
         end = child.finish()
         assert isinstance(end, Failed) and end.fault == "host"
         assert "nope" in end.message and '"demo"' in end.hint and '"function"' in end.hint

@@ -77,8 +77,8 @@ def wait_none_alive(workspace: Path, patience_s: float) -> None:
         time.sleep(0.005)
 
 
-def start(run: Run, *arguments: str, daemons: int = 6, hops: float = STILL, stay: bool = True) -> Child:
-    child = run(SIMPLE, *arguments, options={"daemons": daemons, "hops": hops, "stay": stay})
+def start(run: Run, namespaces: bool = True, daemons: int = 6, hops: float = STILL, stay: bool = True) -> Child:
+    child = run(SIMPLE, namespaces=namespaces, options={"daemons": daemons, "hops": hops, "stay": stay})
     child.wait_text("up")
     return child
 
@@ -89,8 +89,8 @@ def none_in_process_table(child: Child) -> bool:
 
 
 HOLDS = pytest.mark.parametrize(
-    ("arguments", "hops"),
-    [((), STILL), ((), HOPPING), (("--no-namespaces",), STILL)],
+    ("namespaces", "hops"),
+    [(True, STILL), (True, HOPPING), (False, STILL)],
     ids=["namespaces", "namespaces, fork-hopping", "walk"],
 )
 
@@ -101,10 +101,8 @@ def workspace(tmp_path: Path) -> Path:
 
 
 @HOLDS
-def test_daemons_die_when_the_agent_has_ended(
-    run: Run, workspace: Path, arguments: tuple[str, ...], hops: float
-) -> None:
-    child = start(run, *arguments, hops=hops, stay=False)
+def test_daemons_die_when_the_agent_has_ended(run: Run, workspace: Path, namespaces: bool, hops: float) -> None:
+    child = start(run, namespaces, hops=hops, stay=False)
     assert child.finish() == Result()
     assert alive(workspace) == []
     assert none_in_process_table(child)
@@ -112,9 +110,9 @@ def test_daemons_die_when_the_agent_has_ended(
 
 @HOLDS
 def test_daemons_and_an_agent_that_ignores_sigterm_die_when_the_supervisor_says_kill(
-    run: Run, workspace: Path, arguments: tuple[str, ...], hops: float
+    run: Run, workspace: Path, namespaces: bool, hops: float
 ) -> None:
-    child = start(run, *arguments, hops=hops)
+    child = start(run, namespaces, hops=hops)
     assert len(alive(workspace)) == 6
     child.terminate()
     child.kill()
@@ -125,9 +123,9 @@ def test_daemons_and_an_agent_that_ignores_sigterm_die_when_the_supervisor_says_
 
 @HOLDS
 def test_all_die_when_the_supervisors_end_of_the_control_socket_closes(
-    run: Run, workspace: Path, arguments: tuple[str, ...], hops: float
+    run: Run, workspace: Path, namespaces: bool, hops: float
 ) -> None:
-    child = start(run, *arguments, hops=hops)
+    child = start(run, namespaces, hops=hops)
     spawned = child.spawned
     child.control.close()
     assert child.process.wait(PATIENCE_S) == 0
@@ -136,8 +134,8 @@ def test_all_die_when_the_supervisors_end_of_the_control_socket_closes(
 
 
 @HOLDS
-def test_all_die_when_the_keeper_is_killed(run: Run, workspace: Path, arguments: tuple[str, ...], hops: float) -> None:
-    child = start(run, *arguments, hops=hops)
+def test_all_die_when_the_keeper_is_killed(run: Run, workspace: Path, namespaces: bool, hops: float) -> None:
+    child = start(run, namespaces, hops=hops)
     child.process.kill()
     child.process.wait()
     wait_none_alive(workspace, 2.0)
@@ -150,16 +148,16 @@ def test_all_die_when_init_is_killed_from_outside(run: Run, workspace: Path) -> 
     assert alive(workspace) == []
 
 
-@pytest.mark.parametrize("arguments", [(), ("--no-namespaces",)])
-def test_a_supervisor_that_is_gone_at_once_leaves_nothing_behind(arguments: tuple[str, ...]) -> None:
-    with Child(*arguments) as child:
+@pytest.mark.parametrize("namespaces", [True, False])
+def test_a_supervisor_that_is_gone_at_once_leaves_nothing_behind(namespaces: bool) -> None:
+    with Child(namespaces=namespaces) as child:
         child.control.close()
         assert child.process.wait(PATIENCE_S) == 0
 
 
-@pytest.mark.parametrize("arguments", [(), ("--no-namespaces",)])
-def test_a_kill_before_the_agent_exists_is_reported_as_one(arguments: tuple[str, ...]) -> None:
-    with Child(*arguments) as child:
+@pytest.mark.parametrize("namespaces", [True, False])
+def test_a_kill_before_the_agent_exists_is_reported_as_one(namespaces: bool) -> None:
+    with Child(namespaces=namespaces) as child:
         child.kill()
         assert child.wait_exited().signal == "SIGKILL"
 
@@ -212,7 +210,7 @@ def test_orphans_are_reaped_while_the_agent_runs(run: Run) -> None:
 
 def test_the_event_stream_ends_only_when_the_last_process_that_could_write_to_it_has(run: Run, workspace: Path) -> None:
     child = start(run, stay=False)
-    stdout = child.process.stdout
+    stdout = child.stdout
     assert stdout
     child.wait_until(lambda _: stdout.fileno() not in child._files)
     wait_none_alive(workspace, 1.0)  # a dying process may close its pipe a moment before its lock
@@ -224,7 +222,7 @@ def test_the_spawned_report_names_processes_as_seen_from_outside(run: Run) -> No
     spawned = child.spawned
     assert Path(f"/proc/{spawned.pid}/comm").read_text() == "hermetic-agent\n"
     assert Path(f"/proc/{spawned.init_pid}/comm").read_text() == "hermetic-init\n"
-    assert Path(f"/proc/{child.process.pid}/comm").read_text() == "hermetic-keeper\n"
+    assert Path(f"/proc/{child.process.pid}/comm").read_text() == "hermetic-launch\n"
     status = Path(f"/proc/{spawned.pid}/status").read_text()
     assert f"PPid:\t{spawned.init_pid}\n" in status
     assert not spawned.missing
@@ -234,10 +232,10 @@ def test_the_spawned_report_names_processes_as_seen_from_outside(run: Run) -> No
 
 
 def test_the_walk_reports_that_it_is_only_a_walk(run: Run) -> None:
-    child = run("def agent(): return 'x'", "--no-namespaces")
+    child = run("def agent(): return 'x'", namespaces=False)
     assert child.finish() == Result()
     assert child.spawned.mechanisms == ["subreaper"]
-    assert set(child.spawned.missing) == {"pid_namespace", "mount_namespace", "ipc_namespace", "proc"}
+    assert child.spawned.missing == [], "nothing else was asked for"
 
 
 def test_mounts_of_the_tree_stay_in_the_tree(run: Run) -> None:
@@ -272,7 +270,9 @@ def unprivileged() -> dict[str, Any]:
     if python is None or not all(os.stat(d).st_mode & 0o001 for p in (source, packages) for d in (p, *Path(p).parents)):
         pytest.skip("uid 65534 can run no Python of this version here: the unprivileged child was NOT tested")
     # Another interpreter does not know our packages, and -I takes no PYTHONPATH.
-    program = f"import runpy, sys; sys.path[:0] = {[source, packages]!r}; runpy.run_module('hermetic.agent_child', "
+    program = (
+        f"import runpy, sys; sys.path[:0] = {[source, packages]!r}; runpy.run_module('hermetic.agent_child.launcher', "
+    )
     return {
         "python": (python, "-I", "-c", program + "run_name='__main__', alter_sys=True)"),
         "user": NOBODY,
@@ -289,16 +289,16 @@ def open_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-@pytest.mark.parametrize("arguments", [(), ("--no-namespaces",)], ids=["namespaces", "walk"])
+@pytest.mark.parametrize("namespaces", [True, False], ids=["namespaces", "walk"])
 @pytest.mark.parametrize("end", ["result", "kill", "hang up", "keeper killed"])
 def test_the_same_holds_for_a_user_without_privileges(
-    open_folder: Path, unprivileged: dict[str, Any], arguments: tuple[str, ...], end: str
+    open_folder: Path, unprivileged: dict[str, Any], namespaces: bool, end: str
 ) -> None:
     workspace = open_folder / "workspace"
     workspace.mkdir()
     workspace.chmod(0o777)
     (open_folder / "given.py").write_text(SIMPLE)
-    with Child(*arguments, **unprivileged) as child:
+    with Child(namespaces=namespaces, **unprivileged) as child:
         child.start(
             adapter="function",
             target="given:agent",
@@ -308,7 +308,7 @@ def test_the_same_holds_for_a_user_without_privileges(
         )
         child.wait_text("up")
         spawned = child.spawned
-        if arguments:
+        if not namespaces:
             assert spawned.mechanisms == ["subreaper"]
         else:
             assert {"pid_namespace", "mount_namespace", "proc"} <= set(spawned.mechanisms)

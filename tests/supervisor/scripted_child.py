@@ -9,13 +9,14 @@ import msgspec
 import trio
 from trio.testing import memory_stream_one_way_pair
 
-from hermetic.protocol import PROTOCOL_VERSION, commands, events
+from hermetic.protocol import PROTOCOL_VERSION, commands, events, launch
 from hermetic.protocol.control import KILL, TERMINATE, Exited, Spawned
 from hermetic.protocol.errors import StorageError
 from hermetic.protocol.framing import frame
 from hermetic.supervisor.child import KILL_S
 from hermetic.supervisor.config import Config
 from hermetic.supervisor.hub import Reader
+from hermetic.supervisor.launchers import Launch
 from hermetic.supervisor.run_turn import LiveTurn, Start
 from hermetic.supervisor.store.interface import Session, TurnSpec
 from hermetic.testing import MemoryStore
@@ -38,7 +39,7 @@ class ScriptedChild:
         self.heard: list[commands.Command] = []
         self.orders: list[bytes] = []
         self.dead = trio.Event()
-        self.code = 0
+        self.lost = False
 
     async def play(self):
         for delay, act in self.script:
@@ -71,7 +72,7 @@ class ScriptedChild:
         if report:
             self._reports_in.send_nowait(report)
         else:
-            self.code = -9
+            self.lost = True
         self._reports_in.close()
         if streams:
             self.says.close()
@@ -109,7 +110,7 @@ class ScriptedChild:
 
     async def wait_exited(self):
         await self.dead.wait()
-        return self.code
+        return "the launcher died" if self.lost else None
 
 
 def opens(child, nursery):
@@ -162,9 +163,11 @@ async def new_turn(store, config=None, **spec):
     async def prepare(_live):
         await trio.lowlevel.checkpoint()
         start = commands.Start(protocol=PROTOCOL_VERSION, turn_id="t", session_id="s", message="hello", workspace="/w")
-        return Start({}, start)
+        return Start(launch.Spawn(turn_id="t", workspace="/w"), start, Launch(agent="demo", profile="default"))
 
-    return LiveTurn(spec, store=store, config=config, prepare=prepare, on_storage_error=lambda: None)
+    return LiveTurn(
+        spec, store=store, config=config, prepare=prepare, on_storage_error=lambda: None, launchers=None
+    )
 
 
 async def read_all(live, store, after=0):

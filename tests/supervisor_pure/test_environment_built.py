@@ -10,20 +10,29 @@ from hypothesis import strategies as st
 
 from hermetic.protocol.errors import ConfigError
 from hermetic.supervisor.config import DEMO, Agent, Profile
-from hermetic.supervisor.environment import BASE, COPIED, OURS, child_environment, read_env_file
+from hermetic.supervisor.environment import (
+    BASE,
+    COPIED,
+    OURS,
+    base_environment,
+    read_env_file,
+    turn_environment,
+)
 
 
 def build(agent: Agent = DEMO, profile: Profile | None = None, **changes: Any) -> dict[str, str]:
+    """The whole of a turn's."""
     given: dict[str, Any] = {
         "profile_name": "work",
-        "session_id": "0123456789ab",
-        "workspace": "/w",
         "home": "/h",
         "server_environ": {},
         "python": "/venv/bin/python",
         "agent_name": "mine",
     }
-    return child_environment(agent, profile or Profile(), **(given | changes))
+    base = base_environment(agent, profile or Profile(), **(given | changes))
+    of_a_turn = turn_environment(session_id="0123456789ab", workspace="/w")
+    assert not base.keys() & of_a_turn.keys()
+    return base | of_a_turn
 
 
 def profile_with(tmp_path: Path, content: bytes | str, **more: Any) -> Profile:

@@ -1,6 +1,7 @@
-"""The child: one process tree per turn, in the agent's own environment.
+"""The child's side: a warm launcher per agent and profile, and one process tree per turn, in the agent's environment.
 
-`python -I -m hermetic.agent_child --control-fd N [--interpreter PATH]` with commands on fd 0, events on fd 1, prints on fd 2. Three processes:
-the *keeper* (keeper.py) answers for the tree, *init* (init.py) is the tree's root, the *agent* (session.py) runs the
-adapter, in the Python that `--interpreter` names (interpreter.py). Standard library and msgspec alone, no event loop: it must run in any environment an agent lives in.
+The *launcher* (launcher.py) forks; *init* (init.py) is the root of a turn's tree, the first in its namespaces; the
+*agent* (agent.py, session.py) runs the adapter, in the forked process or in a Python of its own (interpreter.py). Where
+there are no namespaces a *keeper* (keeper.py) stands between launcher and init. Standard library and msgspec alone, no
+event loop: it must run in any environment an agent lives in.
 """

@@ -1,6 +1,6 @@
-"""The agent in another Python: that of its own virtual environment.
+"""The agent in a Python of its own, started anew for the turn: `start = "cold"`.
 
-The forked process execs it, so keeper, init and the promise to kill stay as they are. Only the package `hermetic` comes
+The forked process execs it, so init, seal and the promise to kill stay as they are. Only the package `hermetic` comes
 along, by its path (bootstrap.py): the server's other packages must not shadow the agent's.
 """
 
@@ -21,10 +21,13 @@ def exec_interpreter(interpreter: str, events_fd: int, commands_fd: int) -> NoRe
     script = Path(bootstrap.__file__).as_posix()
     try:
         # The path as it was given: a virtual environment is found by where its link lies, not by where it leads.
-        os.execv(interpreter, [interpreter, "-I", script, str(events_fd), str(commands_fd), str(PROTOCOL_VERSION)])
+        os.execv(
+            interpreter,
+            [interpreter, "-I", script, "agent", str(PROTOCOL_VERSION), str(events_fd), str(commands_fd)],
+        )
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error)
-        bootstrap.fail(
+        bootstrap.fail_as_agent(
             events_fd,
             PROTOCOL_VERSION,
             "the agent's interpreter cannot be started: " + why,

@@ -7,7 +7,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from hermetic.agent_child.init import AGAIN_S
+AGAIN_S = 0.1
+"""After this the agent gets a second SIGTERM: wake_main_thread has why. To our handler two are as one."""
 
 
 class TurnCancelled(BaseException):

@@ -1,14 +1,15 @@
-"""The keeper: answers for the whole tree of one turn.
+"""A turn's tree, as the process sees it that answers for its end.
 
-It lives outside the tree's namespace and runs none of the agent's code. Its promise: when it has ended, nothing of the
-tree lives. It keeps it because the root of the tree is the init of a PID namespace: the kernel kills every process in
-the namespace when its init ends, and lets the init be reaped only when they are all gone (pid_namespaces(7)). Where no
-namespace can be had, the keeper and init are subreapers and kill by walking /proc (killing.py). When the keeper itself
-is killed, init gets a signal for its parent's death.
+The promise: when `Exited` is reported, nothing of the tree lives. It is kept because the root of the tree is the init of
+a PID namespace: the kernel kills every process in the namespace when its init ends, and lets the init be reaped only
+when they are all gone (pid_namespaces(7)). The launcher answers for all of its turns this way. When the launcher itself
+is killed, its inits get a signal for their parent's death.
 
-Messages with the supervisor: protocol/control.py. Messages from init, one line each on a pipe:
-`init` (it will die with the keeper), `agent WORDS` (the agent is forked; what could not be had) and `status N` (the
-agent's wait status).
+Where no namespace can be had, each turn has a keeper between the launcher and init: it and init are subreapers and kill
+by walking /proc (killing.py), which takes a process that has no other children. The end of its channel to the launcher
+means that the launcher is gone.
+
+Messages with the supervisor: protocol/control.py; with init and agent: channel.py.
 """
 
 from __future__ import annotations
@@ -16,188 +17,359 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
 import sys
-from contextlib import suppress
-from itertools import pairwise
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
-from hermetic.agent_child import init, kernel
+from hermetic.agent_child import agent, channel, init, kernel, seal
 from hermetic.agent_child.killing import kill_descendants
+from hermetic.agent_child.seal import idmap
+from hermetic.protocol import control, launch
 
 
-def main(arguments: list[str], events_fd: int, commands_fd: int) -> NoReturn:
-    """Never returns: each of the three processes ends inside."""
-    options = dict(pairwise(arguments))
-    keeper = Keeper(int(options["--control-fd"]), options.get("--interpreter"))
-    keeper.fork_init("--no-namespaces" not in arguments, events_fd, commands_fd)
-    keeper.watch()
-    os._exit(0)
+class Watch:
+    """The one loop of a single-threaded process: descriptors, and what is done when one can be read."""
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._handlers: dict[int, Callable[[], None]] = {}
+
+    def add(self, fd: int, handler: Callable[[], None]) -> None:
+        self._handlers[fd] = handler
+        self._poll.register(fd, select.POLLIN)
+
+    def remove(self, fd: int) -> None:
+        if self._handlers.pop(fd, None):
+            self._poll.unregister(fd)
+
+    def once(self, wait_ms: float | None = None) -> bool:
+        """False: nothing came in that time."""
+        ready = self._poll.poll(wait_ms)
+        for fd, _ in ready:
+            if (handler := self._handlers.get(fd)) is not None:  # another handler may have removed it
+                handler()
+        return bool(ready)
 
 
-class Keeper:
-    def __init__(self, control_fd: int, interpreter: str | None) -> None:
-        os.set_inheritable(control_fd, False)
-        self._interpreter = interpreter
-        self._control_fd = control_fd
-        self._mechanisms: list[str] = []
-        self._init_pid = 0
-        self._agent_is_there = False
-        self._terminate_wanted = False
-        self._agent_status: int | None = None
+@contextmanager
+def no_sigterm() -> Iterator[None]:
+    """Until the child has a handler of its own: ours must not run in it, and an init without one would lose the signal."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    # --- start ----------------------------------------------------------------------------------------------------
 
-    def fork_init(self, use_namespaces: bool, events_fd: int, commands_fd: int) -> None:
-        with suppress(PermissionError):  # already the leader of a session
-            os.setsid()
-        kernel.set_name(b"hermetic-keeper")
-        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
-            signal.signal(number, signal.SIG_IGN)
-        # Blocked until each process has a handler of its own: the init of a namespace would lose it, the others die.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        if use_namespaces and enter_pid_namespace(self._mechanisms):
-            namespaced = True
-        else:
-            namespaced = False
-            kernel.become_subreaper()
-            self._mechanisms.append("subreaper")
-        self._status_fd, status_write_fd = os.pipe()
-        self._init_pid = os.fork()
-        if self._init_pid == 0:
-            try:
-                os.close(self._status_fd)
-                os.close(self._control_fd)
-                init.Init(status_write_fd, namespaced, self._interpreter).run(events_fd, commands_fd)
-            except BaseException:  # noqa: BLE001  whatever it is, this process ends here
-                sys.excepthook(*sys.exc_info())
-            finally:
-                os._exit(init.BROKEN)
+def on_sigterm(action: Callable[[], None]) -> None:
+    """From a service manager that signals every process of the service, or from a person."""
+    signal.signal(signal.SIGTERM, lambda *_: action())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+class Tree:
+    """Init, agent and all that these start. At first it is a standby: forked, waiting for a turn."""
+
+    def __init__(
+        self,
+        watch: Watch,
+        policy: launch.Policy,
+        name: str,
+        interpreter: str | None,
+        *,
+        namespaced: bool,
+        on_end: Callable[[Tree], None],
+    ) -> None:
+        """Forks it. Raises SealError and OSError when that cannot be done."""
+        self._watch = watch
+        self._policy = policy
+        self._name = name
         self._namespaced = namespaced
-        # Only the agent may hold the streams: their end is how the supervisor sees that it has gone.
-        for fd in (status_write_fd, events_fd, commands_fd):
-            os.close(fd)
-        signal.signal(signal.SIGTERM, lambda *_: self.terminate())
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        self._on_end = on_end
+        self._control: socket.socket | None = None
+        self._agent_pid = 0
+        self._status: int | None = None
+        self._refused: str | None = None
+        self._terminate_wanted = False
+        self._mechanisms: tuple[list[str], list[str]] = ([], [])
+        self._listeners: list[int] = []
+        self.turn: tuple[bytes, list[int]] | None = None
+        """The turn, as long as nobody has said that it begins."""
+        self.killed = False
+        self.in_advance = False
+        self._channel, theirs = channel.pair()
+        try:
+            with no_sigterm():
+                self._init_pid = seal.clone_init(policy)
+                if self._init_pid == 0:
+                    init.run(theirs, policy, name, interpreter, namespaced=namespaced)
+        except BaseException:
+            self._channel.close()
+            raise
+        finally:
+            theirs.close()
+        watch.add(self._channel.fileno(), self._hear)
 
-    # --- while the tree lives -------------------------------------------------------------------------------------
-
-    def watch(self) -> None:
-        """Serves the supervisor until init has ended; then makes sure of the rest and reports."""
-        poll = select.poll()
-        poll.register(self._control_fd, select.POLLIN)
-        poll.register(self._status_fd, select.POLLIN)
-        lines = b""
-        while True:
-            ready = {fd for fd, _ in poll.poll()}
-            if self._status_fd in ready:
-                data = os.read(self._status_fd, 4096)
-                if not data:
-                    break
-                *whole, lines = (lines + data).split(b"\n")
-                for line in whole:
-                    self._hear(line.decode())
-            if self._control_fd in ready and self._obey():
-                poll.unregister(self._control_fd)
-        init_status = self._wait_for_the_end()
-        status = init_status if self._agent_status is None else self._agent_status
-        if os.WIFSIGNALED(status):
-            self._report(f'{{"report":"exited","signal":"{_signal_name(os.WTERMSIG(status))}"}}')
-        else:
-            self._report(f'{{"report":"exited","exit_code":{os.WEXITSTATUS(status)}}}')
+    def give(self, packet: bytes, fds: list[int], control_socket: socket.socket) -> bool:
+        """Its turn: a `Spawn` with commands, events and stderr. False: it has died meanwhile."""
+        try:
+            channel.send(self._channel, packet, fds)
+        except OSError:
+            return False
+        self.turn = packet, fds
+        self._control = control_socket
+        self._watch.add(control_socket.fileno(), self._obey)
+        return True
 
     def terminate(self) -> None:
         """SIGTERM for the agent, by way of init; kept until there is one."""
         self._terminate_wanted = True
-        if self._agent_is_there:
+        if self._agent_pid:
             with suppress(ProcessLookupError):
                 os.kill(self._init_pid, signal.SIGTERM)
 
     def kill(self) -> None:
+        self.killed = True
         if self._namespaced:
-            os.kill(self._init_pid, signal.SIGKILL)  # not reaped before watch() ends, so the id is still init's
+            os.kill(self._init_pid, signal.SIGKILL)  # not reaped before _ended(), so the id is still init's
         else:
             kill_descendants()
 
-    def _obey(self) -> bool:
-        """What the supervisor says; True when nothing more can come."""
+    # --- what is said ---------------------------------------------------------------------------------------------
+
+    def _obey(self) -> None:
+        """What the supervisor says."""
+        assert self._control is not None
         try:
-            said = os.read(self._control_fd, 64)
+            said = self._control.recv(64)
         except OSError:  # reset: the supervisor died with reports unread
             said = b""
-        if not said or b"K" in said:
+        if said == control.TERMINATE:
+            self.terminate()
+        else:
+            self._watch.remove(self._control.fileno())
             self.kill()
-            return True
-        if b"T" in said:
-            self.terminate()
-        return False
 
-    def _hear(self, line: str) -> None:
-        word, *words = line.split()
-        if word == "status":
-            self._agent_status = int(words[0])
-        if word != "agent":
-            return
-        self._agent_is_there = True
-        held = [name for name in init.HOLDS if name not in words and self._namespaced]
-        missing = [name for name in init.HOLDS if name not in held]
-        # By hand: the words are our own, and json would cost its import.
-        self._report(
-            f'{{"report":"spawned","pid":{self._agent_pid()},"init_pid":{self._init_pid},'
-            f'"mechanisms":{_json(held + self._mechanisms)},"missing":{_json(missing)}}}'
+    def _hear(self) -> None:
+        """What init and the agent say."""
+        packet, fds = channel.receive(self._channel)
+        kind, payload = packet[:1], packet[1:]
+        match kind:
+            case channel.FORKED:
+                self._agent_pid = _first_child(self._init_pid)
+                if self._terminate_wanted:
+                    self.terminate()
+            case channel.INIT_ENTERED:
+                self._mechanisms, self._listeners = channel.decode_mechanisms(payload), fds
+            case channel.ENTERED:
+                self._begun(*channel.decode_mechanisms(payload))
+            case channel.REFUSED:
+                self._refused = payload.decode()
+            case channel.STATUS:
+                self._status = int(payload)
+            case _:
+                self._watch.remove(self._channel.fileno())
+                self._channel.close()
+                self._wait_for_the_end()
+
+    def _begun(self, held: list[str], missing: list[str]) -> None:
+        ours = [] if self._namespaced else ["subreaper"]
+        report = control.Spawned(
+            pid=self._agent_pid,
+            init_pid=self._init_pid,
+            mechanisms=[*self._mechanisms[0], *held, *ours],
+            missing=[*self._mechanisms[1], *missing],
         )
-        if self._terminate_wanted:
-            self.terminate()
+        self._report(report, self._listeners)
+        self._let_go()
 
-    def _agent_pid(self) -> int:
-        """As seen from outside the namespace: init's first child, or init when the kernel does not tell."""
-        try:
-            with open(f"/proc/{self._init_pid}/task/{self._init_pid}/children", "rb") as file:
-                return int(file.read().split()[0])
-        except (OSError, IndexError):
-            return self._init_pid
+    def _let_go(self) -> None:
+        """Only the agent may hold the streams: their end is how the supervisor sees that it has gone."""
+        if self.turn is not None:
+            for fd in self.turn[1]:
+                os.close(fd)
+            self.turn = None
+        for fd in self._listeners:
+            os.close(fd)
+        self._listeners = []
 
     # --- end ------------------------------------------------------------------------------------------------------
 
-    def _wait_for_the_end(self) -> int:
-        """Returns init's wait status, or SIGKILL's when the walk has reaped it."""
+    def _wait_for_the_end(self) -> None:
+        """Init has closed its descriptors. The kernel may need a while for the rest of the namespace."""
+        try:
+            self._pidfd = os.pidfd_open(self._init_pid)
+        except ProcessLookupError:  # the walk has reaped it
+            self._ended(int(signal.SIGKILL))
+            return
+        self._watch.add(self._pidfd, self._reap)
+
+    def _reap(self) -> None:
+        self._watch.remove(self._pidfd)
+        os.close(self._pidfd)
         try:
             status = os.waitpid(self._init_pid, 0)[1]
         except ChildProcessError:
             status = int(signal.SIGKILL)
+        self._ended(status)
+
+    def _ended(self, init_status: int) -> None:
         if not self._namespaced:
             kill_descendants()
-        return status
+        self._over_limit = seal.reap(self._policy, self._name)
+        self._init_status = init_status
+        self._on_end(self)
 
-    def _report(self, line: str) -> None:
-        with suppress(OSError):  # the supervisor is gone; the end of the socket has told _obey
-            os.write(self._control_fd, line.encode() + b"\n")
+    def report_end(self) -> None:
+        self._let_go()
+        if self._control is None:
+            return
+        status = self._init_status if self._status is None else self._status
+        by_signal = os.WIFSIGNALED(status)
+        self._report(
+            control.Exited(
+                exit_code=None if by_signal else os.WEXITSTATUS(status),
+                signal=_signal_name(os.WTERMSIG(status)) if by_signal else None,
+                over_limit=self._over_limit,
+                refused=self._refused,
+            )
+        )
+        self._watch.remove(self._control.fileno())
+        self._control.close()
+
+    @property
+    def may_begin_again(self) -> bool:
+        """It died as a standby that had just been given its turn, by nobody's order: another can have that turn."""
+        return self.in_advance and self.turn is not None and not self.killed and self._refused is None
+
+    def take_turn(self) -> tuple[bytes, list[int], socket.socket]:
+        assert self.turn is not None and self._control is not None
+        self._watch.remove(self._control.fileno())
+        packet, fds = self.turn
+        self.turn = None
+        return packet, fds, self._control
+
+    def _report(self, report: control.AnyReport, fds: list[int] | None = None) -> None:
+        assert self._control is not None
+        with suppress(OSError):  # the supervisor is gone; the end of the socket tells _obey
+            channel.send(self._control, control.encode(report), fds or [])
 
 
-def enter_pid_namespace(mechanisms: list[str]) -> bool:
-    """The next child will be the init of a new PID namespace. False when this host does not give one."""
-    with suppress(OSError):
-        kernel.unshare(kernel.CLONE_NEWPID)
+class Kept:
+    """A tree without a namespace, as the launcher sees it: a keeper of its own, which is told the turn and left alone."""
+
+    may_begin_again = False
+    turn = None
+
+    def __init__(
+        self,
+        watch: Watch,
+        policy: launch.Policy,
+        name: str,
+        interpreter: str | None,
+        *,
+        on_end: Callable[[Kept], None],
+    ) -> None:
+        self._watch = watch
+        self._on_end = on_end
+        self.killed = False
+        self.in_advance = False
+        self._channel, theirs = channel.pair()
+        with no_sigterm():
+            self._pid = os.fork()
+            if self._pid == 0:
+                keep(theirs, policy, name, interpreter)
+        theirs.close()
+        self._pidfd = os.pidfd_open(self._pid)
+        watch.add(self._pidfd, self._reap)
+
+    def give(self, packet: bytes, fds: list[int], control_socket: socket.socket) -> bool:
+        try:
+            channel.send(self._channel, packet, [*fds, control_socket.fileno()])
+        except OSError:
+            return False
+        for fd in fds:
+            os.close(fd)
+        control_socket.close()
         return True
-    uid, gid = os.getuid(), os.getgid()  # inside, until it is mapped, every id reads as the overflow id
+
+    def terminate(self) -> None:
+        os.kill(self._pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.killed = True
+        self._channel.close()
+
+    def _reap(self) -> None:
+        self._watch.remove(self._pidfd)
+        os.close(self._pidfd)
+        os.waitpid(self._pid, 0)
+        self._channel.close()
+        self._on_end(self)
+
+    def report_end(self) -> None:
+        """The keeper has done that."""
+
+
+def keep(turns: socket.socket, policy: launch.Policy, name: str, interpreter: str | None) -> NoReturn:
+    """The keeper's process."""
     try:
-        kernel.unshare(kernel.CLONE_NEWUSER | kernel.CLONE_NEWPID)
-    except OSError:
-        return False
-    with suppress(OSError):  # user_namespaces(7): without a map the namespaces still hold
-        _write("/proc/self/setgroups", "deny")
-        _write("/proc/self/uid_map", f"{uid} {uid} 1")
-        _write("/proc/self/gid_map", f"{gid} {gid} 1")
-    mechanisms.append("user_namespace")
-    return True
+        channel.close_all_but(turns.fileno(), *idmap.descriptors())
+        os.setsid()
+        kernel.set_name(b"hermetic-keeper")
+        kernel.become_subreaper()
+        watch = Watch()
+        ended: list[Tree] = []
+        refused = ""
+        tree: Tree | None = None
+        try:
+            tree = Tree(watch, policy, name, interpreter, namespaced=False, on_end=ended.append)
+        except seal.SealError as error:
+            refused = str(error)
+
+        def hear() -> None:
+            packet, fds = channel.receive(turns)
+            if not packet:  # the launcher is gone
+                watch.remove(turns.fileno())
+                if tree is not None:
+                    tree.kill()
+                else:
+                    os._exit(0)
+                return
+            *streams, control_fd = fds
+            control_socket = socket.socket(fileno=control_fd)
+            if tree is None or not tree.give(packet, streams, control_socket):
+                refuse(control_socket, refused or "the processes that waited for this turn have died")
+                os._exit(0)
+
+        watch.add(turns.fileno(), hear)
+        on_sigterm(lambda: tree.terminate() if tree is not None else None)
+        while not ended:
+            watch.once()
+        ended[0].report_end()
+        os._exit(0)
+    except BaseException:  # noqa: BLE001  whatever it is, this process ends here
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(agent.BROKEN)
 
 
-def _write(path: str, text: str) -> None:
-    with open(path, "w") as file:
-        file.write(text)
+def refuse(control_socket: socket.socket, why: str) -> None:
+    """A turn's last report, when its processes could not be made."""
+    with suppress(OSError):
+        channel.send(control_socket, control.encode(control.Exited(refused=why)))
+    control_socket.close()
 
 
-def _json(words: list[str]) -> str:
-    return "[" + ",".join(f'"{word}"' for word in words) + "]"
+def _first_child(pid: int) -> int:
+    """As seen from here, outside the namespace; `pid` itself when the kernel does not tell."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:
+            return int(file.read().split()[0])
+    except (OSError, IndexError):
+        return pid
 
 
 def _signal_name(number: int) -> str:

@@ -117,7 +117,10 @@ class Session:
                 hint="Check that the session's workspace exists and that the agent's user may enter it.",
                 fault="host",
             ) from error
-        sys.path[:0] = start.python_path
+        # A launcher that has preloaded modules has them there already.
+        sys.path[:0] = [path for path in start.python_path if path not in sys.path]
+        for path in start.python_path:  # as it was when the launcher looked, which may be long ago
+            sys.path_importer_cache.pop(path, None)
         self._adapter = adapters.load(start.adapter)
         threading.Thread(target=self._obey, args=(commands,), name="hermetic-commands", daemon=True).start()
         if self._interrupted:

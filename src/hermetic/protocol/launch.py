@@ -113,6 +113,8 @@ class Prepare(Message, frozen=True):
     """Put in front of sys.path, for `preload`."""
     standby: int = 0
     """Turns forked in advance, each used once."""
+    interpreter: str | None = None
+    """Cold: each turn's agent is exec'd in this Python. None: it runs in the process that was forked."""
 
 
 class Spawn(Message, frozen=True):
@@ -135,8 +137,8 @@ class Prepared(Message, frozen=True):
     pid: int
     python: str
     files: list[str] = field(default_factory=list)
-    """Source files that `preload` has loaded from outside the standard library: when one changes on disk, this launcher
-    is old."""
+    """What `preload` has loaded from outside the standard library: source files, and of installed packages their folder
+    and the one they are installed in. When one of these changes on disk, this launcher is old."""
 
 
 class CannotPrepare(Message, frozen=True):

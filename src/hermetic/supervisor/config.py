@@ -79,7 +79,8 @@ class Turns(Section, frozen=True):
     queue_max: Count = 1000
     """Turns that wait; one more is refused with 429."""
     ready_s: Seconds = 30.0
-    """From spawn to the child's `Ready`; a cold hermes-agent on a busy disk needs up to ten."""
+    """From spawn to the child's `Ready`, and for a launcher to import what it preloads; a cold hermes-agent on a busy
+    disk needs up to ten."""
     wall_s: Seconds = 3600.0
     """Wall clock of a turn from its start; then it ends as timed_out."""
     approval_s: Seconds = 300.0
@@ -88,6 +89,10 @@ class Turns(Section, frozen=True):
     """Between SIGTERM and SIGKILL."""
     exit_s: SecondsOrNone = 5.0
     """Between the agent's result and the end of its process; then the tree is killed, the result stands."""
+    launcher_turns_max: Count = 1000
+    """After so many turns an agent's launcher is replaced: its turns share an address layout, and what leaks adds up."""
+    launchers_idle_max: Annotated[int, Meta(ge=0, le=1000)] = 8
+    """Launchers without a running turn that are kept warm, the last used; each has an agent's modules in memory."""
 
 
 class Limits(Section, frozen=True):
@@ -294,6 +299,15 @@ class Agent(Section, frozen=True):
     """What runs in the child: `function` (your own callable), `hermes` (hermes-agent, docs/hermes.md) or `demo`."""
     interpreter: str | None = None
     """The Python of the agent's own virtual environment, which must have msgspec. Not set: the server's Python."""
+    start: Literal["warm", "cold"] = "warm"
+    """`warm`: turns are forked from a launcher that runs this agent's Python and has imported `preload`. `cold`: each turn
+    starts that Python anew."""
+    preload: list[str] = field(default_factory=list)
+    """Modules that the launcher imports before the first turn: what takes long to import. One that starts a thread, or
+    leaves a file open, when it is imported is refused."""
+    standby: Annotated[int, Meta(ge=0, le=64)] = 1
+    """Turns of each profile that are forked in advance; each is used once. One takes some milliseconds off the start of
+    a turn and a few MiB of memory."""
     target: str | None = None
     """`module:callable` for the adapter `function`."""
     python_path: list[str] = field(default_factory=list)

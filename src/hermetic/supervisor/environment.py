@@ -1,7 +1,8 @@
 """The environment of a child: built from nothing, by a plain function.
 
 A copy of the server's environment with things taken out would pass on every variable that nobody thought of; here a
-variable is in only because a line below, the profile or the agent says so. Two turns of two profiles never share one.
+variable is in only because a line below, the profile or the agent says so. Two turns of two profiles never share one. It comes
+in two parts: what all turns of an agent and profile have, and the little that is one turn's.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ COPIED: Final = ("TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "C
 """Facts about the host, not secrets: its time zone, and where its certificates are. Not the proxies: their URLs often
 hold a password. Never LD_* or PYTHON*: they would run code before the child has claimed its streams."""
 
-OURS: Final = ("TERMINAL_CWD", "HERMES_EXEC_ASK", "HERMES_SESSION_KEY", "HERMES_HOME")
+OF_A_TURN: Final = ("TERMINAL_CWD", "HERMES_SESSION_KEY")
+OURS: Final = (*OF_A_TURN, "HERMES_EXEC_ASK", "HERMES_HOME")
 """Said by the supervisor alone; a value from anywhere else is overridden."""
 
 ENV_FILE_BYTES_MAX: Final = 256 << 10
@@ -47,21 +49,21 @@ ENVIRONMENT_BYTES_MAX: Final = 1 << 20
 """All of it; execve(2) allows a quarter of the stack's limit, which is 2 MiB where nobody changed it."""
 
 
-def child_environment(
+def base_environment(
     agent: Agent,
     profile: Profile,
     *,
     profile_name: str,
-    session_id: str,
-    workspace: str | Path,
     home: str | Path,
     server_environ: Mapping[str, str],
     python: str = sys.executable,
     agent_name: str = "",
     network_namespace: bool = False,
 ) -> dict[str, str]:
-    """Everything that the child will see. `server_environ` is looked at by name only; `home` is the profile's, `python` the
-    path of the interpreter that runs the child. `network_namespace`: its only way out are the listeners of egress/.
+    """What all turns of an agent and profile have: the environment that their launcher is born with.
+
+    `server_environ` is looked at by name only; `home` is the profile's, `python` the path of the interpreter that runs
+    the child. `network_namespace`: its only way out are the listeners of egress/.
 
     Reads the profile's `env_file` and nothing else. Raises `ConfigError` when a variable of `pass_env` is not there,
     when `env_file` cannot be read or parsed, when the key of `model_api` would be seen in a network namespace, and for
@@ -79,16 +81,23 @@ def child_environment(
         **agent.env,
         **_passed(agent.pass_env, server_environ, f"{agent_path}.pass_env"),
         **egress_variables(agent.model_api, server_environ, network_namespace=network_namespace),
-        "TERMINAL_CWD": str(workspace),
         "HERMES_EXEC_ASK": "1",
-        "HERMES_SESSION_KEY": session_id,
         "HERMES_HOME": str(home),
     }
+    for name in OF_A_TURN:
+        environment.pop(name, None)
     if network_namespace and (names := holders_of_key(environment, agent.model_api, server_environ)):
         raise ConfigError(
             f"{', '.join(names)} would show the agent the key of {agent_path}.model_api",
             hint=f"Take it out of {profile_path} (env_file, pass_env): the server puts the key into the requests itself.",
         )
+    _check(environment)
+    return environment
+
+
+def turn_environment(*, session_id: str, workspace: str | Path) -> dict[str, str]:
+    """What a turn has beside that. Raises `ConfigError`, as above."""
+    environment = {"TERMINAL_CWD": str(workspace), "HERMES_SESSION_KEY": session_id}
     _check(environment)
     return environment
 

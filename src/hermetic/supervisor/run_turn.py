@@ -8,7 +8,6 @@ same way in: journaled first, then told to the child.
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -17,7 +16,7 @@ import msgspec
 import structlog
 import trio
 
-from hermetic.protocol import PROTOCOL_VERSION, commands, events
+from hermetic.protocol import PROTOCOL_VERSION, commands, events, launch
 from hermetic.protocol.control import KILL, TERMINATE, Exited, Spawned
 from hermetic.protocol.errors import (
     Conflict,
@@ -32,6 +31,7 @@ from hermetic.supervisor.child import Child, open_child
 from hermetic.supervisor.config import Config
 from hermetic.supervisor.ending import OUR_MISTAKE, Cause, Ending, cause_of, finish_of, record
 from hermetic.supervisor.hub import Feed
+from hermetic.supervisor.launchers import Launch, Launchers
 from hermetic.supervisor.seal_probe import seal_of
 from hermetic.supervisor.store.interface import Entry, Record, Store, TurnSpec
 from hermetic.supervisor.summary import Fold
@@ -57,9 +57,10 @@ END_RETRY_S = 1.0
 class Start(msgspec.Struct, frozen=True):
     """What the supervisor has decided about a turn's child before it is started."""
 
-    environment: dict[str, str]
+    spawn: launch.Spawn
     command: commands.Start
-    interpreter: str | None = None
+    launch: Launch
+    """What its launcher is born with."""
 
 
 class LiveTurn:
@@ -73,6 +74,7 @@ class LiveTurn:
         config: Config,
         prepare: Callable[[LiveTurn], Awaitable[Start]],
         on_storage_error: Callable[[], None],
+        launchers: Launchers,
         last_seq: int = 0,
     ) -> None:
         self.spec = spec
@@ -91,12 +93,14 @@ class LiveTurn:
         self._config = config
         self._prepare = prepare
         self._on_storage_error = on_storage_error
+        self._launchers = launchers
         self._lock = trio.Lock()
         self._nursery: trio.Nursery | None = None
         self._stack = AsyncExitStack()
         self._child: Child | None = None
         self._spawned: Spawned | None = None
         self._start: Start | None = None
+        self._spawning = trio.CancelScope()
         self._reported = trio.Event()
         """Set when the keeper has reported, or cannot any more."""
         self._exited: Exited | None = None
@@ -252,8 +256,8 @@ class LiveTurn:
         for action in actions:
             match action:
                 case Action.SPAWN:
-                    if not await self._spawn():
-                        return
+                    assert self._nursery
+                    self._nursery.start_soon(self._start_child)
                 case Action.SEND_START:
                     await self._send_start()
                 case Action.TERM:
@@ -292,26 +296,30 @@ class LiveTurn:
                 with trio.CancelScope(shield=True):
                     await self._happen(What.TIMER, verdict)
 
-    async def _spawn(self) -> bool:
-        """Starts the child and the tasks that listen to it. False: it could not be started, and the turn has ended."""
+    async def _start_child(self) -> None:
+        """Has the child forked, and starts the tasks that listen to it. Without the lock: a launcher may have to be
+        started first, and the turn may be stopped meanwhile."""
         assert self._nursery
         try:
-            self._start = await self._prepare(self)
-            self._child = await self._stack.enter_async_context(
-                open_child(self._start.environment, self._start.interpreter)
-            )
+            with self._spawning:
+                self._start = await self._prepare(self)
+                self._child = await self._stack.enter_async_context(
+                    open_child(self._launchers, self._start.launch, self._start.spawn)
+                )
         except (HermeticError, OSError) as error:
-            self._cause = cause_of(error)
-            await self._happen(What.ABORT, "failed")
-            await self._happen(What.EXITED)
-            return False
+            await self._abort("failed", error)
+        if self._child is None:
+            async with self._lock:
+                await self._happen(What.EXITED)
+            return
+        if self.state.phase is Phase.CANCELLING:  # stopped in the moment in which it was forked
+            await self._child.order(KILL)
         events_end, stderr_end = trio.Event(), trio.Event()
         self._nursery.start_soon(self._read_events, self._child, events_end)
         self._nursery.start_soon(self._read_stderr, self._child, stderr_end)
         self._nursery.start_soon(self._watch, self._child, events_end, stderr_end)
         self._nursery.start_soon(self._write_commands, self._child)
         self._nursery.start_soon(self._watch_wall_clock)
-        return True
 
     async def _send_start(self) -> None:
         assert self._start and self._spawned
@@ -332,7 +340,9 @@ class LiveTurn:
         assert self._cause
         announced = events.Cancelling(message=self._cause.message, grace_s=self._config.turns.grace_s)
         await self._journal([record(announced)], durable=True)
-        if self._child:
+        if self._child is None:
+            self._spawning.cancel()
+        else:
             try:
                 self._commands_in.send_nowait(commands.Cancel(reason=self._cause.message))
             except trio.WouldBlock:
@@ -340,7 +350,9 @@ class LiveTurn:
             await self._child.order(TERMINATE)
 
     async def _kill(self) -> None:
-        if self._child:
+        if self._child is None:
+            self._spawning.cancel()
+        else:
             await self._child.order(KILL)
             if self._nursery and not self._killing:
                 self._killing = True
@@ -499,12 +511,22 @@ class LiveTurn:
             self._spawned = report
             self._reported.set()
         self._reported.set()
-        code = await child.wait_exited()
-        self._exited = report or Exited(exit_code=code if code >= 0 else None, signal=_signal_name(code))
+        lost = await child.wait_exited()
+        self._exited = report or Exited(signal="SIGKILL")
         with trio.move_on_after(EOF_S):  # what it said before it died is still in the pipes
             await events_end.wait()
             await stderr_end.wait()
         async with self._lock:
+            if lost:
+                self._cause = self._cause or Cause(lost, "crashed", "host", "The server's log may say why.")
+            if self._exited.refused:
+                self._cause = self._cause or Cause(
+                    f"the turn could not be sealed: {self._exited.refused}",
+                    "seal",
+                    "host",
+                    "`hermetic doctor` says what this host can do.",
+                )
+                await self._happen(What.ABORT, "failed")
             await self._happen(What.EXITED)
 
     async def _watch_wall_clock(self) -> None:
@@ -518,7 +540,7 @@ class LiveTurn:
             ),
         )
 
-    async def _abort(self, verdict: events.Verdict, error: HermeticError) -> None:
+    async def _abort(self, verdict: events.Verdict, error: HermeticError | OSError) -> None:
         async with self._lock:
             self._cause = self._cause or cause_of(error)
             await self._happen(What.ABORT, verdict)
@@ -619,12 +641,3 @@ async def _receive(stream: trio.abc.ReceiveStream, bytes_max: int) -> bytes:
 
 def _ask_id(event: events.Approval | events.Clarify) -> str:
     return event.approval_id if isinstance(event, events.Approval) else event.clarify_id
-
-
-def _signal_name(code: int) -> str | None:
-    if code >= 0:
-        return None
-    try:
-        return signal.Signals(-code).name
-    except ValueError:  # a real-time signal
-        return f"SIG{-code}"

@@ -23,7 +23,7 @@ import structlog
 import trio
 
 from hermetic import __version__
-from hermetic.protocol import PROTOCOL_VERSION, api, commands, events
+from hermetic.protocol import PROTOCOL_VERSION, api, commands, events, launch
 from hermetic.protocol.errors import (
     Conflict,
     Draining,
@@ -35,10 +35,12 @@ from hermetic.protocol.sse import Cursor
 from hermetic.supervisor.ballast import Ballast
 from hermetic.supervisor.config import Config, default_agent
 from hermetic.supervisor.ending import BEFORE_START, BY_USER, SERVER_DIED, SERVER_STOPS, Ending, finish_of
-from hermetic.supervisor.environment import child_environment
+from hermetic.supervisor.environment import base_environment, turn_environment
 from hermetic.supervisor.hub import Pulse, Reader
 from hermetic.supervisor.identities import Identities
+from hermetic.supervisor.launchers import Launch, Launchers
 from hermetic.supervisor.run_turn import LiveTurn, Start
+from hermetic.supervisor.seal_policy import TREE
 from hermetic.supervisor.seal_probe import probe
 from hermetic.supervisor.sessions import Sessions
 from hermetic.supervisor.store.interface import (
@@ -96,6 +98,12 @@ class Supervisor:
         self._settled: dict[str, trio.Event] = {}
         """Of each turn in `_live`: set when it has ended and all that follows its end is done."""
         self._ballast = Ballast(data / "ballast")
+        self.launchers = Launchers(
+            nursery,
+            ready_s=config.turns.ready_s,
+            turns_max=config.turns.launcher_turns_max,
+            idle_max=config.turns.launchers_idle_max,
+        )
         self.identities = Identities(store.identities, data)
         self.sessions = Sessions(config, store, data, self._ballast)
 
@@ -268,6 +276,7 @@ class Supervisor:
             config=self.config,
             prepare=self._prepare,
             on_storage_error=self._ballast.drop,
+            launchers=self.launchers,
             last_seq=row.last_seq,
         )
         self._live[row.spec.turn_id] = live
@@ -338,18 +347,21 @@ class Supervisor:
         session = (await self.sessions.row(spec.session_id)).session
         earlier = await self.store.messages(spec.session_id)
         history = earlier[: _index_of_turn(earlier, spec.turn_id)]
-        environment = child_environment(
+        environment = base_environment(
             agent,
             profile,
             profile_name=spec.profile,
-            session_id=spec.session_id,
-            workspace=spec.workspace,
             home=str(home),
             server_environ=self._server_environ,
             python=agent.interpreter or sys.executable,
+            agent_name=spec.agent,
         )
         return Start(
-            environment,
+            launch.Spawn(
+                turn_id=spec.turn_id,
+                workspace=spec.workspace,
+                environment=turn_environment(session_id=spec.session_id, workspace=spec.workspace),
+            ),
             commands.Start(
                 protocol=PROTOCOL_VERSION,
                 turn_id=spec.turn_id,
@@ -376,7 +388,18 @@ class Supervisor:
                 approval_s=self.config.turns.approval_s,
                 grace_s=self.config.turns.grace_s,
             ),
-            agent.interpreter,
+            Launch(
+                agent=spec.agent,
+                profile=spec.profile,
+                environment=environment,
+                interpreter=agent.interpreter,
+                cold=agent.start == "cold",
+                preload=agent.preload,
+                python_path=agent.python_path,
+                standby=agent.standby,
+                watch=hermes_files(home) if agent.adapter == "hermes" else [],
+                policy=launch.Policy(optional=list(TREE)),
+            ),
         )
 
     def is_queued(self, turn_id: str) -> bool:
@@ -543,6 +566,11 @@ class Supervisor:
         await self.store.finish(finish_of(known, None, self.config.limits, time.time()))
         await self._write_webui_state(row.spec.session_id)
         log.warning("turn_recovered", turn_id=turn_id, state=known.verdict, events=row.last_seq)
+
+
+def hermes_files(home: Path) -> list[str]:
+    """A profile's own settings, which hermes-agent may read when it is imported."""
+    return [str(home / name) for name in ("config.yaml", ".env")]
 
 
 def _admission_change(spec: TurnSpec, model: str | None) -> Change:

@@ -1,0 +1,75 @@
+"""The agent's process, from its fork to the session: waits for its turn, claims its streams, seals itself.
+
+Of the code that runs here before the seal holds, none is the tenant's and none has seen a byte of the tenant's.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+import sys
+from typing import NoReturn
+
+from hermetic.agent_child import channel, kernel, seal, session, stdio
+from hermetic.agent_child.interpreter import exec_interpreter
+from hermetic.protocol import launch
+
+BROKEN = 70
+"""Exit code of a process of ours that failed by a bug (sysexits' EX_SOFTWARE)."""
+
+
+def wait_for_turn(
+    turns: socket.socket, reports: socket.socket, policy: launch.Policy, interpreter: str | None
+) -> NoReturn:
+    """`turns`: from init. `reports`: to whoever answers for the tree. `interpreter`: the Python to exec, if any."""
+    try:
+        try:
+            os.setsid()
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
+            channel.close_all_but(turns.fileno(), reports.fileno())
+            walls = seal.AgentSeal(policy)
+            walls.prepare()
+            packet, fds = channel.receive(turns)
+            if not packet:
+                os._exit(0)
+            turn = launch.decode(packet)
+            assert isinstance(turn, launch.Spawn)
+            events_fd, commands_fd = stdio.claim(*fds)
+            os.environ.update(turn.environment)
+            walls.enter(turn.workspace)
+        except seal.SealError as error:
+            channel.send(reports, channel.REFUSED + str(error).encode())
+            os._exit(0)
+        channel.send(reports, channel.ENTERED + channel.encode_mechanisms(walls.held, walls.missing))
+        channel.close_all_but(*sorted((events_fd, commands_fd)))
+        if interpreter is not None:
+            exec_interpreter(interpreter, events_fd, commands_fd)
+        _be_nobodys_twin()
+        run(events_fd, commands_fd)
+    except BaseException:  # noqa: BLE001  whatever it is, this process ends here
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(BROKEN)
+
+
+def run(events_fd: int, commands_fd: int) -> NoReturn:
+    """From where the streams are the agent's own; its signals are still blocked. Never returns."""
+    try:
+        kernel.set_name(b"hermetic-agent")
+        for number in (signal.SIGTERM, signal.SIGINT):  # before Start there is nothing to end but ourselves
+            signal.signal(number, lambda *_: os._exit(0))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGCHLD, signal.SIGUSR1})
+        session.run(events_fd, commands_fd)
+    except BaseException:  # noqa: BLE001  whatever it is, this process ends here
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(BROKEN)
+
+
+def _be_nobodys_twin() -> None:
+    """All turns of a launcher begin as copies of one process. Python gives `random` a new seed at a fork, numpy not."""
+    gc.enable()
+    if (numpy_random := sys.modules.get("numpy.random")) is not None:
+        numpy_random.seed()
