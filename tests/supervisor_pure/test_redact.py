@@ -221,3 +221,14 @@ def test_secrets_are_the_stored_ones_and_those_whose_names_say_so():
     assert secret_values(environment, ["STORED", "not there"]) == ["1", "2", "4", "5"]
     assert not Redactor([]), "nothing to look for, nothing to do"
     assert not Redactor(["short"]), "it would be found everywhere"
+
+
+@given(st.lists(st.binary(max_size=4) | st.sampled_from([KEY.encode(), "é".encode()]), max_size=20), st.integers(1, 5))
+def test_prints_that_are_not_utf_8_come_through_byte_by_byte_without_the_secret(parts, size):
+    data = b"".join(parts)
+    scrubber = Redactor([KEY]).scrubber()
+    said = b"".join(scrubber.feed(data[at : at + size]) for at in range(0, len(data), size)) + scrubber.close()
+    expected = data.replace(KEY.encode(), MARK.encode())
+    while (MARK * 2).encode() in expected:
+        expected = expected.replace((MARK * 2).encode(), MARK.encode())
+    assert said == expected

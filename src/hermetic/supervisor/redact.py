@@ -16,6 +16,7 @@ never more than one piece, and only until the next part, or until something is s
 from __future__ import annotations
 
 import base64
+import codecs
 import json
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -209,6 +210,21 @@ class Scrubber:
         return self.feed(text.removesuffix(cut)) + self.close() + cut
 
 
+class BytesScrubber:
+    """The same for bytes that should be UTF-8 and need not be, such as what a child prints."""
+
+    def __init__(self, pieces: list[str]) -> None:
+        self._scrubber = Scrubber(pieces)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+
+    def feed(self, part: bytes) -> bytes:
+        return self._scrubber.feed(self._decoder.decode(part)).encode("utf-8", "surrogateescape")
+
+    def close(self) -> bytes:
+        rest = self._scrubber.feed(self._decoder.decode(b"", final=True)) + self._scrubber.close()
+        return rest.encode("utf-8", "surrogateescape")
+
+
 class Redactor:
     """One turn's. Without secrets there is none, and nothing of this is done."""
 
@@ -230,9 +246,9 @@ class Redactor:
         clean: T = _mapped(value, self.text)
         return clean
 
-    def scrubber(self) -> Scrubber:
+    def scrubber(self) -> BytesScrubber:
         """For a stream of its own, such as stderr."""
-        return Scrubber(self._pieces)
+        return BytesScrubber(self._pieces)
 
     def frames(self, frames: list[Frame]) -> list[Frame]:
         """Events of the child, in order → those that may be journaled. One that has nothing to hide keeps its own bytes.
