@@ -180,6 +180,9 @@ class Stream(Section, frozen=True):
     stall_s: Seconds = 30.0
     """Within this time a client must have taken 64 KiB of what is being sent to it, else its connection is cut; a reader
     of events comes back with its cursor."""
+    window_s: Annotated[float, Meta(ge=0, le=0.1)] = 0.005
+    """Under load, events are read, journaled and sent together that came within this time; above 20 ms one sees it. Never
+    while the server has little to do. 0: never."""
     direct: bool = True
     """Write on readers' sockets from the task that has news (plain HTTP/1.1 only), not from each reader's own: a tenth
     of the cost. Switch it off if you suspect it of a fault, and report that."""

@@ -31,6 +31,7 @@ from hermetic.supervisor.child import Child, open_child
 from hermetic.supervisor.config import Config
 from hermetic.supervisor.ending import OUR_MISTAKE, Cause, Ending, cause_of, finish_of, record
 from hermetic.supervisor.hub import Feed
+from hermetic.supervisor.ingest import Ingest
 from hermetic.supervisor.launchers import Launch, Launchers
 from hermetic.supervisor.seal_probe import seal_of
 from hermetic.supervisor.store.interface import Entry, Record, Store, TurnSpec
@@ -75,6 +76,7 @@ class LiveTurn:
         prepare: Callable[[LiveTurn], Awaitable[Start]],
         on_storage_error: Callable[[], None],
         launchers: Launchers,
+        ingest: Ingest | None = None,
         last_seq: int = 0,
     ) -> None:
         self.spec = spec
@@ -94,6 +96,7 @@ class LiveTurn:
         self._prepare = prepare
         self._on_storage_error = on_storage_error
         self._launchers = launchers
+        self._receive = ingest.receive if ingest else _receive
         self._lock = trio.Lock()
         self._nursery: trio.Nursery | None = None
         self._stack = AsyncExitStack()
@@ -363,7 +366,7 @@ class LiveTurn:
     async def _read_events(self, child: Child, end: trio.Event) -> None:
         decoder: FrameDecoder[events.ChildEvent] = event_decoder(self._config.limits.frame_bytes_max)
         broken: ProtocolError | None = None
-        while data := await _receive(child.events, READ_BYTES):
+        while data := await self._receive(child.events, READ_BYTES):
             # The keeper's report and the agent's Ready take two ways. Not under the lock: a keeper that never reports
             # must not hold up the timer that kills it.
             await self._reported.wait()

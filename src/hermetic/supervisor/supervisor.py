@@ -38,6 +38,7 @@ from hermetic.supervisor.ending import BEFORE_START, BY_USER, SERVER_DIED, SERVE
 from hermetic.supervisor.environment import base_environment, turn_environment
 from hermetic.supervisor.hub import Pulse, Reader
 from hermetic.supervisor.identities import Identities
+from hermetic.supervisor.ingest import Ingest
 from hermetic.supervisor.launchers import Launch, Launchers
 from hermetic.supervisor.run_turn import LiveTurn, Start
 from hermetic.supervisor.seal_policy import TREE
@@ -89,6 +90,7 @@ class Supervisor:
         self.seal = seal
         self.draining = trio.Event()
         self.pulse = Pulse(config.stream.heartbeat_s)
+        self.ingest = Ingest(config.stream.window_s)
         self.started_at = time.time()
         self._nursery = nursery
         self._server_environ = server_environ
@@ -277,6 +279,7 @@ class Supervisor:
             prepare=self._prepare,
             on_storage_error=self._ballast.drop,
             launchers=self.launchers,
+            ingest=self.ingest,
             last_seq=row.last_seq,
         )
         self._live[row.spec.turn_id] = live
@@ -613,6 +616,7 @@ async def open_supervisor(
                 config, store, data.resolve(), nursery, seal, os.environ if server_environ is None else server_environ
             )
             nursery.start_soon(supervisor.pulse.run)
+            nursery.start_soon(supervisor.ingest.run)
             try:
                 await supervisor.identities.load()
                 await supervisor.recover()

@@ -39,7 +39,7 @@ class Write(Generic[T]):
         """On the disk, not only in the operating system's hands, before the caller goes on."""
         self.bytes = bytes
         self.task = trio.lowlevel.current_task()
-        self.result: outcome.Outcome[T] = outcome.Error(StorageError("The write was lost on its way.", hint=""))
+        self.result: outcome.Outcome[T] | None = None
 
 
 class GroupCommit:
@@ -103,7 +103,7 @@ class GroupCommit:
                         for write in batch:
                             write.result = outcome.Error(StorageError(f"nothing can be written now: {error}"))
                     for write in batch:
-                        trio.lowlevel.reschedule(write.task, write.result)
+                        trio.lowlevel.reschedule(write.task, write.result or _lost())
 
     def _take(self) -> list[Write[Any]]:
         batch: list[Write[Any]] = []
@@ -121,3 +121,8 @@ class GroupCommit:
         """No more writes; those in line still happen."""
         self._closed = True
         self._writer_idle.unpark()
+
+
+def _lost() -> outcome.Error:
+    """For a write that the commit has forgotten; not made in advance, because an exception costs more than a write."""
+    return outcome.Error(StorageError("The write was lost on its way.", hint=""))
