@@ -28,6 +28,7 @@ from hermetic.supervisor.store.interface import (
     SessionRow,
     TurnRow,
     TurnSpec,
+    continuation,
 )
 from hermetic.supervisor.store.journal_rows import pack
 from hermetic.supervisor.store.search import text_of, words_of
@@ -138,12 +139,13 @@ class MemoryStore:
         waiting = sum(turn.state == "queued" for turn in self._turns.values())
         if waiting >= queue_max:
             raise QueueFull(f"{waiting} turns wait already")
+        changed = session if change is None else change(session)  # before anything is kept, because it may raise
         row = TurnRow(spec=spec, state="queued", epoch=0)
         self._turns[spec.turn_id] = row
         self._journal[spec.turn_id] = []
         self._messages[spec.turn_id] = packed
         if change is not None:
-            self._put(change(session))
+            self._put(changed)
         return row, True
 
     async def claim(self, turn_id: str, *, started_at: float) -> Claim | None:
@@ -161,13 +163,20 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         turn = self._own_turn(end.turn_id, end.epoch, end.first_seq)
         session_id = turn.spec.session_id
-        if end.change is not None:  # first, because it may raise
-            self._put(end.change(self._sessions[session_id]))
+        before = self._sessions[session_id]
+        after = before if end.change is None else end.change(before)  # first, because it may raise
+        if end.continue_as in self._sessions:
+            raise Conflict(f"there is a session {end.continue_as} already")
         self._append(end.turn_id, end.epoch, end.first_seq, end.records)
         self._turns[end.turn_id] = _replace(turn, state=end.state, ended_at=end.ended_at, stderr=end.stderr)
         if end.usage is not None:
             used = Used(1, end.usage.input_tokens, end.usage.output_tokens, end.usage.estimated_cost)
             self.usage.add(turn.spec.tenant, int(end.ended_at // DAY_S), used)
+        if end.continue_as is not None:
+            self._continue(session_id, end.turn_id, *continuation(before, after, end.continue_as))
+            session_id = end.continue_as
+        elif end.change is not None:
+            self._put(after)
         if end.history is None:
             self._messages[end.turn_id][1:] = packed
         else:
@@ -176,6 +185,15 @@ class MemoryStore:
                     break
                 self._messages[earlier.spec.turn_id] = []
             self._messages[end.turn_id] = packed
+
+    def _continue(self, session_id: str, turn_id: str, before: Session, after: Session) -> None:
+        self._put(before)
+        self._put(after)
+        turns = self._of_session(session_id)
+        first = next(at for at, turn in enumerate(turns) if turn.spec.turn_id == turn_id)
+        for turn in turns[first:]:
+            moved = msgspec.structs.replace(turn.spec, session_id=after.session_id)
+            self._turns[turn.spec.turn_id] = _replace(turn, spec=moved)
 
     async def turn(self, turn_id: str) -> TurnRow | None:
         await trio.lowlevel.checkpoint()
@@ -234,7 +252,11 @@ class MemoryStore:
         self._refuse_busy(session_id)
         for turn in self._of_session(session_id):
             del self._turns[turn.spec.turn_id], self._journal[turn.spec.turn_id], self._messages[turn.spec.turn_id]
+        continues = self._sessions[session_id].continues
         del self._sessions[session_id], self._revs[session_id]
+        earlier = self._sessions.get(continues or "")
+        if earlier and earlier.continued_as == session_id:
+            self._put(msgspec.structs.replace(earlier, continued_as=None))
         return True
 
     async def messages(self, session_id: str) -> Messages:

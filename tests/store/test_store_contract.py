@@ -488,6 +488,93 @@ def test_any_mix_of_messages_and_histories_gives_what_the_last_ones_said(
     trio.run(check)
 
 
+async def continued(store: Store, **members: Any) -> None:
+    """Session s has an ended turn t1; t2 ends it as session n while t3 waits."""
+    begun = Session(session_id="s", tenant="ann", title="Plum", pinned=True, workspace="/w", input_tokens=5)
+    await store.create_session(begun)
+    for turn in ("t1", "t2", "t3"):
+        await enqueued(store, turn, tenant="ann")
+    await store.finish(the_end("t1", epoch=0, messages=[said("old answer", "assistant")]))
+    history = [said("summary"), said("for t2"), said("new answer", "assistant")]
+    await store.finish(the_end("t2", epoch=0, history=history, continue_as="n", **members))
+
+
+async def test_a_session_that_goes_on_under_another_id_takes_all_but_the_old_transcript(store: Store) -> None:
+    await continued(store, change=lambda session: structs.replace(session, input_tokens=7, updated_at=9.0))
+    old, new = await store.session("s"), await store.session("n")
+    assert old and new
+    assert old.session == Session(
+        session_id="s", tenant="ann", title="Plum", workspace="/w", input_tokens=5, archived=True, continued_as="n"
+    )
+    assert new.session == Session(
+        session_id="n", tenant="ann", title="Plum", workspace="/w", input_tokens=7, pinned=True, updated_at=9.0,
+        continues="s", folder="s",
+    )  # fmt: skip
+    assert await store.messages("s") == [said("for t1"), said("old answer", "assistant")]
+    assert await store.messages("n") == [
+        said("summary"), said("for t2"), said("new answer", "assistant"), said("for t3"),
+    ]  # fmt: skip
+    assert (old.message_count, old.active_turn_id, new.message_count, new.active_turn_id) == (2, None, 4, "t3")
+    assert [row.spec.turn_id for row in await store.session_turns("s")] == ["t1"]
+    assert [(row.spec.turn_id, row.spec.session_id) for row in await store.session_turns("n")] == [
+        ("t2", "n"), ("t3", "n"),
+    ]  # fmt: skip
+    claim = await store.claim("t3", started_at=2.0)
+    assert claim and claim.spec.session_id == "n"
+    assert await store.read("t2", 0), "its events go with the turn"
+    assert await found(store, "answer", tenant="ann") in (["n", "s"], ["s", "n"])
+    assert await found(store, "new answer", tenant="ann") == ["n"]
+    assert await found(store, "old answer", tenant="ann") == ["s"]
+    assert await found(store, "for t3", tenant="ann") == ["n"]
+
+
+async def test_a_session_goes_on_again_and_its_own_folder_is_still_the_first_ones(store: Store) -> None:
+    await continued(store)
+    await store.finish(the_end("t3", epoch=0, history=[said("shorter")], continue_as="m"))
+    last = await store.session("m")
+    assert last and (last.session.continues, last.session.folder) == ("n", "s")
+    assert await store.messages("m") == [said("shorter")]
+    assert len(await store.messages("n")) == 3
+
+
+async def test_deleting_either_part_leaves_the_other_whole(store: Store) -> None:
+    await continued(store)
+    await store.finish(the_end("t3", epoch=0))
+    assert await store.delete_session("n")
+    old = await store.session("s")
+    assert old and old.session.continued_as is None, "it takes turns again"
+    assert await store.messages("s") == [said("for t1"), said("old answer", "assistant")]
+    assert await store.turn("t2") is None
+    await enqueued(store, "t4", tenant="ann")
+    await store.finish(the_end("t4", epoch=0, history=[said("again")], continue_as="n"))
+    assert await store.delete_session("s")
+    assert await store.messages("n") == [said("again")]
+
+
+async def test_an_id_that_is_taken_is_refused_whoever_has_it_and_nothing_is_written(store: Store) -> None:
+    await store.create_session(Session(session_id="n", tenant="bob", title="Bob's"))
+    with pytest.raises(Conflict):
+        await continued(store)
+    mine, his = await store.session("s"), await store.session("n")
+    assert mine and his
+    assert (mine.session.continued_as, mine.active_turn_id) == (None, "t2")
+    assert his.session == Session(session_id="n", tenant="bob", title="Bob's")
+    assert await store.messages("n") == []
+    await store.finish(the_end("t2", epoch=0, history=[said("mine")]))
+    assert await store.messages("s") == [said("mine"), said("for t3")]
+
+
+async def test_a_change_that_raises_enqueues_nothing(store: Store) -> None:
+    await store.create_session(Session(session_id="s"))
+
+    def refuse(session: Session) -> Session:
+        raise Conflict("it has gone on")
+
+    with pytest.raises(Conflict):
+        await store.enqueue(spec("t"), said("hi"), queue_max=9, change=refuse)
+    assert (await store.turn("t"), await store.messages("s")) == (None, [])
+
+
 async def test_a_cancel_is_noted_until_the_turn_ends(store: Store) -> None:
     await store.create_session(Session(session_id="s"))
     await enqueued(store, "t")

@@ -167,6 +167,17 @@ async def new_turn(store, config=None, **spec):
 
     return LiveTurn(
         spec, store=store, config=config, prepare=prepare, on_storage_error=lambda: None, launchers=None
+    async def is_free(_: str) -> bool:
+        return True
+
+    return LiveTurn(
+        spec,
+        store=store,
+        config=config,
+        prepare=prepare,
+        on_storage_error=lambda: None,
+        on_continued=lambda before, after: None,
+        is_free=is_free,
     )
 
 

@@ -152,6 +152,11 @@ class CompactSession(Response, frozen=True):
     personality: str | None = None
     active_turn_id: str | None = None
     """The turn of this session that has not ended, if any."""
+    continued_as: str | None = None
+    """The session that goes on from this one, since its agent has changed the id by compressing: this one is the
+    transcript from before. Turns and settings that are sent here go there."""
+    continues: str | None = None
+    """The session that has the transcript from before this one; it may have been deleted."""
 
 
 class ToolCard(Response, frozen=True):

@@ -98,6 +98,13 @@ class SessionBusy(Conflict):
     default_hint = 'Wait for that turn, cancel it, or send "on_busy": "queue".'
 
 
+class SessionContinued(Conflict):
+    """The session goes on under another id, which `extra` has as `continued_as`; this one is its old transcript."""
+
+    code = "session_continued"
+    default_hint = "Go on with the session that `continued_as` names."
+
+
 class TooLarge(ClientError):
     code = "too_large"
     status = 413

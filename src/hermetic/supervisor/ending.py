@@ -15,7 +15,16 @@ from hermetic.protocol import events
 from hermetic.protocol.control import Exited
 from hermetic.protocol.errors import HermeticError
 from hermetic.supervisor.config import Limits
-from hermetic.supervisor.store.interface import Change, Finish, Record, SessionRow, TurnSpec
+from hermetic.supervisor.store.interface import (
+    SESSION_ID,
+    Change,
+    Finish,
+    Record,
+    Session,
+    SessionRow,
+    TurnSpec,
+    continuation,
+)
 from hermetic.supervisor.summary import Fold, compact, tag_attachments, with_timestamps
 
 BRIEF_CHARACTERS = 64 << 10
@@ -77,6 +86,22 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
     stderr: str = ""
     late: int = 0
     """Events that the child sent after its result."""
+    earlier: list[dict[str, Any]] | None = None
+    """The session's messages up to the user's own of this turn: asked for by `needs_earlier`."""
+    id_taken: bool = False
+    """The id that the agent wants for its session is somebody else's."""
+
+
+def new_id(known: Ending) -> str | None:
+    """The id under which the agent goes on after compressing its context, whatever it is worth; None: it has kept its
+    own."""
+    wanted = known.result.session_id if isinstance(known.result, events.Result) else None
+    return wanted if wanted and wanted != known.spec.session_id else None
+
+
+def needs_earlier(known: Ending) -> bool:
+    """Whether the session goes on under a new id and its agent did not say with which messages."""
+    return new_id(known) is not None and isinstance(known.result, events.Result) and known.result.messages is None
 
 
 def finish_of(known: Ending, row: SessionRow | None, limits: Limits, now: float, *, brief: bool = False) -> Finish:
@@ -85,7 +110,14 @@ def finish_of(known: Ending, row: SessionRow | None, limits: Limits, now: float,
     result = known.result if isinstance(known.result, events.Result) else None
     usage = result.usage if result and result.usage else known.fold.usage
     messages = _messages(known, result, int(now), brief=brief)
+    history = _history(known.spec, result, int(now))
     change = session_change(now, usage, result.title if result and result.title else known.fold.title)
+    wanted = new_id(known)
+    follows = wanted if wanted and SESSION_ID.fullmatch(wanted) and not known.id_taken and not brief else None
+    if follows and history is None:
+        history = [*(known.earlier or []), *messages]
+    if wanted and not follows and brief:
+        history = None  # with the transcript it would take the room of the place where that is kept
     said: list[events.Event] = [*_unanswered(known.fold)]
     if known.late:
         said.append(
@@ -95,9 +127,16 @@ def finish_of(known: Ending, row: SessionRow | None, limits: Limits, now: float,
                 hint="Send nothing after Result or Failed.",
             )
         )
+    if wanted and not follows and not brief:
+        said.append(
+            events.Warning(
+                code="session_id_refused",
+                message="the agent has changed its session's id to one that cannot be used; the session keeps its own",
+                hint="A session's id is 1 to 64 letters, digits, _ and -, and of no other session.",
+            )
+        )
     if known.verdict == "done":
-        shown = compact(row._replace(session=change(row.session), message_count=row.message_count + len(messages))) \
-            if row else None  # fmt: skip
+        shown = compact(_as_it_will_be(row, change, messages, history, follows)) if row else None
         calls = known.fold.cards() if any("tool_calls" in message for message in messages) else []
         session = {
             **(msgspec.to_builtins(shown) if shown else {}),
@@ -115,12 +154,28 @@ def finish_of(known: Ending, row: SessionRow | None, limits: Limits, now: float,
         first_seq=known.first_seq,
         records=[record(event) for event in said],
         messages=messages,
-        history=_history(known.spec, result, int(now)),
+        history=history,
+        continue_as=follows,
         change=change,
         usage=usage,
         ended_at=now,
         stderr=_last(known.stderr, limits.stderr_bytes_max) or None,
     )
+
+
+def _as_it_will_be(
+    row: SessionRow,
+    change: Change,
+    messages: list[dict[str, Any]],
+    history: list[dict[str, Any]] | None,
+    follows: str | None,
+) -> SessionRow:
+    """The session after the write, for the event that is a part of it."""
+    session: Session = change(row.session)
+    if follows:
+        _, session = continuation(row.session, session, follows)
+    count = row.message_count + len(messages) if history is None else len(history)
+    return row._replace(session=session, message_count=count)
 
 
 def record(event: events.Event) -> Record:

@@ -29,13 +29,22 @@ from hermetic.protocol.errors import (
 from hermetic.protocol.framing import FrameDecoder, event_decoder
 from hermetic.supervisor.child import Child, open_child
 from hermetic.supervisor.config import Config
-from hermetic.supervisor.ending import OUR_MISTAKE, Cause, Ending, cause_of, finish_of, record
+from hermetic.supervisor.ending import (
+    OUR_MISTAKE,
+    Cause,
+    Ending,
+    cause_of,
+    finish_of,
+    needs_earlier,
+    new_id,
+    record,
+)
 from hermetic.supervisor.hub import Feed
 from hermetic.supervisor.ingest import Ingest
 from hermetic.supervisor.launchers import Launch, Launchers
 from hermetic.supervisor.seal_probe import seal_of
 from hermetic.supervisor.store.interface import Entry, Record, Store, TurnSpec
-from hermetic.supervisor.summary import Fold
+from hermetic.supervisor.summary import Fold, index_of_turn
 from hermetic.supervisor.turn import Action, Phase, TurnState, What, step
 
 log = structlog.get_logger()
@@ -77,8 +86,12 @@ class LiveTurn:
         on_storage_error: Callable[[], None],
         launchers: Launchers,
         ingest: Ingest | None = None,
+        on_continued: Callable[[str, str], None],
+        is_free: Callable[[str], Awaitable[bool]],
         last_seq: int = 0,
     ) -> None:
+        """`on_continued(old, new)` is called when the turn's end has given its session a new id, `is_free` says
+        whether a session may be called so."""
         self.spec = spec
         self.turn_id = spec.turn_id
         self.epoch = 0
@@ -97,6 +110,8 @@ class LiveTurn:
         self._on_storage_error = on_storage_error
         self._launchers = launchers
         self._receive = ingest.receive if ingest else _receive
+        self._on_continued = on_continued
+        self._is_free = is_free
         self._lock = trio.Lock()
         self._nursery: trio.Nursery | None = None
         self._stack = AsyncExitStack()
@@ -117,6 +132,7 @@ class LiveTurn:
         self._ready = False
         self._killing = False
         self._late = 0
+        self._id_taken = False
 
     # --- doors: what users and the supervisor do ------------------------------------------------------------------
 
@@ -601,6 +617,9 @@ class LiveTurn:
                 log.warning("turn_fenced", turn_id=self.turn_id, epoch=self.epoch)
                 self.feed.publish([], last=True)
                 break
+            except Conflict:  # the id that the agent gave its session was taken a moment ago
+                self._id_taken = True
+                continue
             except Exception:
                 broke, verdict, self._cause = True, "failed", OUR_MISTAKE
                 log.exception("turn_end_broke", turn_id=self.turn_id)
@@ -612,25 +631,29 @@ class LiveTurn:
         """`bare`: something in it breaks us; nothing but the end itself is written."""
         if bare:
             self._result, self.fold, self._stderr = None, Fold(), bytearray()
-        end = finish_of(
-            Ending(
-                spec=self.spec,
-                epoch=self.epoch,
-                first_seq=self.feed.last_seq + 1,
-                verdict=verdict,
-                fold=self.fold,
-                result=self._result,
-                cause=self._cause,
-                exited=self._exited,
-                stderr=self.stderr_text(),
-                late=self._late,
-            ),
-            await self._store.session(self.spec.session_id),
-            self._config.limits,
-            time.time(),
-            brief=brief,
+        known = Ending(
+            spec=self.spec,
+            epoch=self.epoch,
+            first_seq=self.feed.last_seq + 1,
+            verdict=verdict,
+            fold=self.fold,
+            result=self._result,
+            cause=self._cause,
+            exited=self._exited,
+            stderr=self.stderr_text(),
+            late=self._late,
+            id_taken=self._id_taken,
         )
+        if (wanted := new_id(known)) is not None and not await self._is_free(wanted):
+            known = msgspec.structs.replace(known, id_taken=True)
+        if needs_earlier(known) and not known.id_taken:
+            messages = await self._store.messages(self.spec.session_id)
+            known = msgspec.structs.replace(known, earlier=messages[: index_of_turn(messages, self.turn_id) + 1])
+        row = await self._store.session(self.spec.session_id)
+        end = finish_of(known, row, self._config.limits, time.time(), brief=brief)
         await self._store.finish(end)
+        if end.continue_as is not None:  # no checkpoint since the store has it
+            self._on_continued(self.spec.session_id, end.continue_as)
         self._asked.clear()
         self._publish(end.first_seq, end.records, last=True)
 

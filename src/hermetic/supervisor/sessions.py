@@ -2,11 +2,14 @@
 
 A session's agent, profile and workspace are names that came from outside: they are checked whenever they are set and
 again before each turn, because the configuration and the file system may have changed in between.
+
+An agent that compresses its context may go on under another id (`continuation` in store/interface.py). Then the old id
+has the transcript from before, and whoever comes with it to say something, or to change what later turns are given, is
+taken to the session that goes on (`current`).
 """
 
 from __future__ import annotations
 
-import re
 import secrets
 import time
 from pathlib import Path
@@ -16,17 +19,18 @@ import msgspec
 import trio
 
 from hermetic.protocol import api
-from hermetic.protocol.errors import ClientError, Conflict, NotFound
+from hermetic.protocol.errors import ClientError, Conflict, NotFound, SessionContinued
 from hermetic.supervisor.ballast import Ballast
 from hermetic.supervisor.config import Config, default_agent
-from hermetic.supervisor.store.interface import Session, SessionRow, Store
+from hermetic.supervisor.store.interface import SESSION_ID, Session, SessionRow, Store
 from hermetic.supervisor.summary import compact, tool_cards
+from hermetic.supervisor.webui_state import session_path
 from hermetic.supervisor.workspaces import resolve_workspace
 
-SESSION_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-"""What a session may be called: it becomes a folder's name and a part of URLs. Ours are 12 hexadecimal digits."""
 RETRY_CONFLICT = 5
 """Tries of a read-change-write on a session; each loser lost to a write that succeeded."""
+FOR_TURNS = frozenset({"agent", "profile", "workspace", "model", "personality"})
+"""What a session keeps for its turns. A title, a pin or a place in the archive belongs to the transcript itself."""
 
 
 class Sessions:
@@ -73,6 +77,11 @@ class Sessions:
         row = await self._store.session(session_id)
         return row and compact(row)
 
+    async def find_current(self, session_id: str) -> api.CompactSession | None:
+        """The same, or the session that goes on from it."""
+        row = await self._store.session(session_id)
+        return row and compact(await self._last(row))
+
     async def view(self, session_id: str) -> api.SessionView:
         row = await self.row(session_id)
         messages = await self._store.messages(session_id)
@@ -104,37 +113,42 @@ class Sessions:
         return [compact(row) for row, _snippet in await self._store.search(tenant, query, limit=limit)]
 
     async def change(self, session_id: str, change: api.ChangeSession) -> api.CompactSession:
-        changes: dict[str, Any] = {
+        asked: dict[str, Any] = {
             name: value for name in change.__struct_fields__ if (value := getattr(change, name)) is not msgspec.UNSET
         }
+        changes = dict(asked)
         if "title" in changes:
             changes["title"] = changes["title"].strip()
             changes["title_by_user"] = bool(changes["title"])
-        if "workspace" in changes:
-            changes["workspace"] = str(await trio.to_thread.run_sync(self.resolve, changes["workspace"], session_id))
         for _ in range(RETRY_CONFLICT):
-            row = await self.row(session_id)
+            row = await (self.row if FOR_TURNS.isdisjoint(changes) else self.current)(session_id)
+            if "workspace" in asked:
+                changes["workspace"] = str(await self._resolved(asked["workspace"], row.session))
             self.check_names(changes.get("agent", row.session.agent), changes.get("profile", row.session.profile))
             try:
                 await self._store.put_session(msgspec.structs.replace(row.session, **changes), if_rev=row.rev)
-                return compact(await self.row(session_id))
+                return compact(await self.row(row.session.session_id))
             except Conflict:
                 continue
         raise Conflict("the session keeps changing under this request", hint="Send it again.")
 
     async def truncate(self, session_id: str, keep: int, *, untitled: bool = False) -> api.SessionView:
-        """Forgets all messages but the first `keep`. `untitled`: also the title. Raises `SessionBusy`."""
+        """Forgets all messages but the first `keep`. `untitled`: also the title. Raises `SessionBusy`, and
+        `SessionContinued`: nobody would go on from what is left."""
         now = time.time()
         cleared = {"title": "", "title_by_user": False} if untitled else {}
-        await self._store.truncate(
-            session_id, keep, change=lambda session: msgspec.structs.replace(session, updated_at=now, **cleared)
-        )
+
+        def change(session: Session) -> Session:
+            refuse_continued(session)
+            return msgspec.structs.replace(session, updated_at=now, **cleared)
+
+        await self._store.truncate(session_id, keep, change=change)
         return await self.view(session_id)
 
     async def workspace(self, session_id: str) -> Path:
         """The folder in which the session's next turn would work, allowed at this moment."""
-        session = (await self.row(session_id)).session
-        return await trio.to_thread.run_sync(self.resolve, session.workspace, session_id)
+        session = (await self.current(session_id)).session
+        return await self._resolved(session.workspace, session)
 
     async def delete(self, session_id: str) -> None:
         if not await self._store.delete_session(session_id):
@@ -148,6 +162,24 @@ class Sessions:
             raise NotFound(f"there is no session {session_id[:40]}")
         return row
 
+    async def current(self, session_id: str) -> SessionRow:
+        """The same, or the session that goes on from it: where its turns are. Raises `NotFound`."""
+        return await self._last(await self.row(session_id))
+
+    async def _last(self, row: SessionRow) -> SessionRow:
+        # It ends: a session begins as the last one of its line, and each has one before it at most.
+        while (following := row.session.continued_as) is not None:
+            row = await self.row(following)
+        return row
+
+    async def is_free(self, session_id: str) -> bool:
+        """Whether an agent may call its session so; the store has the last word on its own sessions. A web UI in front
+        of us may have one that we have not seen, and the file of that one must not become ours."""
+        if not SESSION_ID.fullmatch(session_id) or await self._store.session(session_id) is not None:
+            return False
+        state_dir = self._config.webui.state_dir
+        return state_dir is None or not await trio.Path(session_path(Path(state_dir), session_id)).exists()
+
     def check_names(self, agent: str, profile: str) -> None:
         """Raises `NotFound` unless the configuration has both."""
         if agent not in self._config.agents:
@@ -157,6 +189,17 @@ class Sessions:
             known = ", ".join(sorted(self._config.profiles))
             raise NotFound(f"there is no profile {profile[:80]!r}", hint=f"This server has: {known}.")
 
-    def resolve(self, asked: str | None, session_id: str) -> Path:
-        """A workspace that the session may have (workspaces.py). Blocks on the file system."""
-        return resolve_workspace(asked, session_id=session_id, roots=self._config.workspaces.roots, data_dir=self._data)
+    async def _resolved(self, asked: str | None, session: Session) -> Path:
+        return await trio.to_thread.run_sync(self.resolve, asked, session.folder or session.session_id)
+
+    def resolve(self, asked: str | None, folder: str) -> Path:
+        """A workspace that a session may have whose own is called `folder` (workspaces.py). Blocks on the file system."""
+        return resolve_workspace(asked, session_id=folder, roots=self._config.workspaces.roots, data_dir=self._data)
+
+
+def refuse_continued(session: Session) -> None:
+    """Raises `SessionContinued`. Inside a step of the store: a turn may end between a look and a write."""
+    if session.continued_as is not None:
+        raise SessionContinued(
+            f"session {session.session_id} goes on as {session.continued_as}", continued_as=session.continued_as
+        )

@@ -297,6 +297,14 @@ def _answered(messages: Sequence[Message], index: int) -> set[str]:
     return ids
 
 
+def index_of_turn(messages: Sequence[Message], turn_id: str) -> int:
+    """Where a turn's messages begin: everything before is its history."""
+    for index, message in enumerate(messages):
+        if message.get("turn_id") == turn_id:
+            return index
+    return len(messages)
+
+
 def with_timestamps(messages: Iterable[Any], now: int) -> list[Any]:
     """`timestamp` (int seconds) on each message that has neither `timestamp` nor `_ts`; the others as they are."""
     return [

@@ -29,6 +29,7 @@ from hermetic.protocol.errors import (
     Draining,
     HermeticError,
     NotFound,
+    SessionContinued,
     StorageError,
 )
 from hermetic.protocol.sse import Cursor
@@ -43,10 +44,11 @@ from hermetic.supervisor.launchers import Launch, Launchers
 from hermetic.supervisor.run_turn import LiveTurn, Start
 from hermetic.supervisor.seal_policy import TREE
 from hermetic.supervisor.seal_probe import probe
-from hermetic.supervisor.sessions import Sessions
+from hermetic.supervisor.sessions import Sessions, refuse_continued
 from hermetic.supervisor.store.interface import (
     Change,
     Entry,
+    Session,
     Store,
     TurnRow,
     TurnSpec,
@@ -54,6 +56,7 @@ from hermetic.supervisor.store.interface import (
 from hermetic.supervisor.store.sqlite import open_sqlite
 from hermetic.supervisor.summary import (
     Fold,
+    index_of_turn,
     provider_history,
     title_from,
     user_message,
@@ -68,6 +71,8 @@ WEBUI_STATE_S = 5.0
 """For the web UI's file: a session's next turn waits for it, and a folder on a dead network must not hold that up."""
 T = TypeVar("T")
 
+RETRY_CONTINUED = 5
+"""Tries to enqueue; each found that the session had gone on under another id, which takes a whole turn."""
 STOP_S = 15.0
 """From the end of a turn's grace to its end, in a drain: killing, reaping and the last write take some seconds at worst."""
 
@@ -99,6 +104,8 @@ class Supervisor:
         self._running: set[str] = set()
         self._settled: dict[str, trio.Event] = {}
         """Of each turn in `_live`: set when it has ended and all that follows its end is done."""
+        self._arriving: dict[str, str] = {}
+        """Of turns that the store is being given: the session's id."""
         self._ballast = Ballast(data / "ballast")
         self.launchers = Launchers(
             nursery,
@@ -120,14 +127,28 @@ class Supervisor:
         self._ballast.check()
         message = check_message(new.message, self.config.limits.message_bytes_max)
         check_attachments(new.attachments)
-        row = await self.sessions.row(session_id)
-        session = row.session
+        turn_id = secrets.token_hex(8)
+        for _ in range(RETRY_CONTINUED):
+            self._arriving[turn_id] = session_id
+            try:
+                return await self._enqueue(turn_id, message, new, asked or {}, tenant)
+            except SessionContinued:  # by a turn that has ended since we looked
+                continue
+            finally:
+                self._arriving.pop(turn_id, None)
+        raise Conflict("the session keeps going on under other ids", hint="Send it again.")
+
+    async def _enqueue(
+        self, turn_id: str, message: str, new: api.NewTurn, asked: dict[str, Any], tenant: str
+    ) -> api.TurnView:
+        session = (await self.sessions.current(self._arriving[turn_id])).session
+        self._arriving[turn_id] = session.session_id
         self.sessions.check_names(session.agent, session.profile)
-        workspace = await trio.to_thread.run_sync(self.sessions.resolve, session.workspace, session_id)
+        workspace = await self.sessions.workspace(session.session_id)
         now = time.time()
         spec = TurnSpec(
-            turn_id=secrets.token_hex(8),
-            session_id=session_id,
+            turn_id=turn_id,
+            session_id=session.session_id,
             tenant=tenant,
             agent=session.agent,
             profile=session.profile,
@@ -137,7 +158,7 @@ class Supervisor:
             model=new.model or session.model,
             idempotency_key=new.idempotency_key,
             on_disconnect=new.on_disconnect,
-            asked=asked or {},
+            asked=asked,
             created_at=now,
         )
         enqueue = self.store.enqueue if new.on_busy == "queue" else self.store.enqueue_if_idle
@@ -153,7 +174,11 @@ class Supervisor:
                     turn_id=turn_row.spec.turn_id,
                 )
             return self._view(turn_row)
-        live = self._admit(turn_row)  # no checkpoint since the store has it: a client that hangs up changes nothing
+        # No checkpoint since the store has it: a client that hangs up changes nothing. But a turn that ended in the same
+        # commit, right after, may have been heard of first.
+        spec = msgspec.structs.replace(spec, session_id=self._arriving[turn_id])
+        turn_row = msgspec.structs.replace(turn_row, spec=spec)
+        live = self._admit(turn_row)
         self._dispatch()
         if live.state.phase is Phase.QUEUED and spec.turn_id not in self._running:
             await self._whole(partial(self._announce_queued, live))
@@ -280,11 +305,23 @@ class Supervisor:
             on_storage_error=self._ballast.drop,
             launchers=self.launchers,
             ingest=self.ingest,
+            on_continued=self._continued,
+            is_free=self.sessions.is_free,
             last_seq=row.last_seq,
         )
         self._live[row.spec.turn_id] = live
         self._settled[row.spec.turn_id] = trio.Event()
         return live
+
+    def _continued(self, before: str, after: str) -> None:
+        """A session goes on under another id, and so do its turns that wait or are on their way to the queue."""
+        for live in self._live.values():
+            if live.spec.session_id == before:
+                live.spec = msgspec.structs.replace(live.spec, session_id=after)
+        for turn_id, session_id in self._arriving.items():
+            if session_id == before:
+                self._arriving[turn_id] = after
+        log.info("session_continued", before=before, after=after)
 
     def _dispatch(self) -> None:
         """Starts every queued turn that may run now: a place is free and its session is idle."""
@@ -349,7 +386,7 @@ class Supervisor:
         await trio.to_thread.run_sync(lambda: home.mkdir(parents=True, exist_ok=True))
         session = (await self.sessions.row(spec.session_id)).session
         earlier = await self.store.messages(spec.session_id)
-        history = earlier[: _index_of_turn(earlier, spec.turn_id)]
+        history = earlier[: index_of_turn(earlier, spec.turn_id)]
         environment = base_environment(
             agent,
             profile,
@@ -579,17 +616,14 @@ def hermes_files(home: Path) -> list[str]:
 def _admission_change(spec: TurnSpec, model: str | None) -> Change:
     """What a new turn does to its session: its time, a title if it has none, the model if one was asked for."""
     named = title_from([{"role": "user", "content": spec.message}])
-    return lambda session: msgspec.structs.replace(
-        session, title=session.title or named, model=model or session.model, updated_at=spec.created_at
-    )
 
+    def change(session: Session) -> Session:
+        refuse_continued(session)
+        return msgspec.structs.replace(
+            session, title=session.title or named, model=model or session.model, updated_at=spec.created_at
+        )
 
-def _index_of_turn(messages: list[dict[str, Any]], turn_id: str) -> int:
-    """Where a turn's messages begin: everything before is its history."""
-    for index, message in enumerate(messages):
-        if message.get("turn_id") == turn_id:
-            return index
-    return len(messages)
+    return change
 
 
 @asynccontextmanager

@@ -98,19 +98,31 @@ def _cards(before: Any, cards: list[api.ToolCard], offset: int) -> list[Any]:
     ]
 
 
+def session_path(state_dir: Path, session_id: str) -> Path:
+    return state_dir / "sessions" / f"{session_id}.json"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def write_session_file(state_dir: Path, session: api.SessionView) -> None:
     """Reads, makes and replaces the file in one rename, so that a reader finds the old one or the new. Blocks.
 
     Raises `OSError`; a file that is no JSON object counts as none.
     """
-    folder = state_dir / "sessions"
+    path = session_path(state_dir, session.session_id)
+    folder = path.parent
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = folder / f"{session.session_id}.json"
-    try:
-        before = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        before = {}
-    content = session_file(before if isinstance(before, dict) else {}, session)
+    before = _read(path)
+    if not before and session.continues:  # what its user said of the session holds for the one that goes on
+        earlier = _read(session_path(state_dir, session.continues))
+        before = {name: earlier[name] for name in ("title", *ITS_OWN) if name in earlier}
+    content = session_file(before, session)
     draft = folder / f"{session.session_id}.tmp.{secrets.token_hex(4)}"
     try:
         with open(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:

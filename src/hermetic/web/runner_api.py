@@ -94,7 +94,7 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
         return json_response(
             api.RunEvents(
                 run_id=run_id,
-                events=[await _event(supervisor, run_id, turn.session_id, entry) for entry in entries],
+                events=[await _event(supervisor, run_id, entry) for entry in entries],
                 cursor=f"{run_id}:{last}",
             )
         )
@@ -189,12 +189,12 @@ async def _session(supervisor: Supervisor, asked: api.NewRun) -> api.CompactSess
     Raises `SessionBusy` before anything is changed.
     """
     wanted = {name: value for name in ("workspace", "profile") if (value := getattr(asked, name))}
-    found = await supervisor.sessions.find(asked.session_id) if asked.session_id else None
+    found = await supervisor.sessions.find_current(asked.session_id) if asked.session_id else None
     if found is None:
         try:
             return await supervisor.sessions.create(api.NewSession(**wanted), session_id=asked.session_id or None)
         except Conflict:  # another run of the same session was quicker
-            found = await supervisor.sessions.find(asked.session_id or "")
+            found = await supervisor.sessions.find_current(asked.session_id or "")
             if found is None:
                 raise
     if found.active_turn_id:
@@ -260,6 +260,6 @@ def _view(turn: api.TurnView) -> api.RunView:
     )
 
 
-async def _event(supervisor: Supervisor, run_id: str, session_id: str, entry: Entry) -> api.RunEvent:
-    data = await whole_done(supervisor, session_id, entry.data) if entry.name == "done" else entry.data
+async def _event(supervisor: Supervisor, run_id: str, entry: Entry) -> api.RunEvent:
+    data = await whole_done(supervisor, entry.data) if entry.name == "done" else entry.data
     return api.RunEvent(event_id=f"{run_id}:{entry.seq}", seq=entry.seq, event=entry.name, payload=msgspec.Raw(data))

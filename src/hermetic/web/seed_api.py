@@ -7,8 +7,7 @@ for is an error and not a success, and nothing that is sent is silently cut (doc
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import structlog
 import trio
 from msgspec import UNSET
 from quart import Blueprint, Response, request
-from quart.wrappers.response import IterableBody
 from werkzeug.exceptions import HTTPException
 
 from hermetic.protocol import api, events
@@ -47,6 +45,10 @@ BUSY_HINT = "Wait for it, or cancel it."
 Json = dict[str, Any]
 
 
+class _Named(msgspec.Struct):
+    session_id: str = ""
+
+
 def compact_shape(session: api.CompactSession) -> Json:
     """A session as the page knows it. `active_stream_id`: what a page that is loaded again reads on."""
     shape: Json = {name: getattr(session, name) for name in api.CompactSession.__struct_fields__}
@@ -60,13 +62,14 @@ def whole_shape(session: api.SessionView) -> Json:
     }
 
 
-async def whole_done(supervisor: Supervisor, session_id: str, data: bytes) -> bytes:
-    """A `done` event's JSON with the whole session in it: in the journal it has this turn's messages alone."""
+async def whole_done(supervisor: Supervisor, data: bytes) -> bytes:
+    """A `done` event's JSON with the whole session in it: in the journal it has this turn's messages alone. The
+    session is the one that goes on, when the turn has changed its id."""
+    done = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
     try:
-        view = await supervisor.sessions.view(session_id)
+        view = await supervisor.sessions.view(msgspec.json.decode(done["session"], type=_Named).session_id)
     except NotFound:  # deleted while it was read
         return data
-    done = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
     return msgspec.json.encode(done | {"session": whole_shape(view)})
 
 
@@ -98,7 +101,7 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
     @seed.post("/api/chat/start")
     async def start() -> Response:
         given = await body(Json)
-        session = await found(given)
+        session = await found(given, current=True)
         message = given.get("message")
         if not isinstance(message, str):
             raise EmptyMessage("message is required") if message is None else ClientError("message must be text")
@@ -117,15 +120,14 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
     @seed.get("/api/chat/stream")
     async def stream() -> Response:
         args, turn_id = request.args, query("stream_id")
-        turn = await supervisor.turn(turn_id)
         said = [args.get(name) for name in ("after_event_id", "after_seq", "cursor", "after")]
-        response = await turn_stream(
-            supervisor, turn_id, [*said, request.headers.get("Last-Event-ID")], ping=args.get("ping") in ("1", "true")
+        return await turn_stream(
+            supervisor,
+            turn_id,
+            [*said, request.headers.get("Last-Event-ID")],
+            ping=args.get("ping") in ("1", "true"),
+            rewrite=partial(_whole, supervisor),
         )
-        if response.status_code == 200 and isinstance(response.response, IterableBody):
-            frames = response.response.iter
-            response.response = IterableBody(_whole(supervisor, turn.session_id, frames))
-        return response
 
     @seed.get("/api/chat/stream/status")
     async def stream_status() -> Response:
@@ -151,7 +153,7 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
 
     @seed.get("/api/approval/pending")
     async def pending() -> Response:
-        session = await supervisor.sessions.find(query("session_id"))
+        session = await supervisor.sessions.find_current(query("session_id"))
         asked = await _approvals(supervisor, session)
         shape = msgspec.to_builtins(asked[0]) | {"pending_count": len(asked)} if asked else None
         return json_response({"pending": shape, "pending_count": len(asked)})
@@ -159,7 +161,7 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
     @seed.post("/api/approval/respond")
     async def respond() -> Response:
         given = await body(Json)
-        session = await found(given)
+        session = await found(given, current=True)
         choice = _choice(given.get("choice") or "deny")
         asked = await _approvals(supervisor, session)
         approval_id = text(given, "approval_id") or (asked[0].approval_id if asked else None)
@@ -299,9 +301,11 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
 
     # --- shapes ---------------------------------------------------------------------------------------------------
 
-    async def found(given: Json) -> api.CompactSession:
+    async def found(given: Json, *, current: bool = False) -> api.CompactSession:
+        """`current`: the one that goes on, where the named one has been continued under another id."""
         session_id = required(given, "session_id")
-        session = await supervisor.sessions.find(session_id)
+        sessions = supervisor.sessions
+        session = await (sessions.find_current if current else sessions.find)(session_id)
         if session is None:
             raise NotFound("Session not found")
         return session
@@ -370,23 +374,16 @@ async def _approvals(supervisor: Supervisor, session: api.CompactSession | None)
     return [ask for ask in turn.pending if isinstance(ask, events.Approval)]
 
 
-async def _whole(supervisor: Supervisor, session_id: str, frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The stream with the whole session in its `done`. Chunks are whole events, and a name stands on a line of its own,
-    which no data can have."""
-    async with aclosing(frames) as chunks:  # type: ignore[type-var]
-        async for chunk in chunks:
-            if b"event: done\n" not in chunk:
-                yield chunk
-                continue
-            parts = chunk.split(b"\n\n")
-            for index, part in enumerate(parts):
-                lines = part.split(b"\n")
-                if b"event: done" in lines:
-                    lines = [
-                        b"data: " + await whole_done(supervisor, session_id, line[6:])
-                        if line.startswith(b"data: ")
-                        else line
-                        for line in lines
-                    ]
-                    parts[index] = b"\n".join(lines)
-            yield b"\n\n".join(parts)
+async def _whole(supervisor: Supervisor, chunk: bytes) -> bytes:
+    """Whole events, with the whole session in a `done`. A name stands on a line of its own, which no data can have."""
+    if b"event: done\n" not in chunk:
+        return chunk
+    parts = chunk.split(b"\n\n")
+    for index, part in enumerate(parts):
+        lines = part.split(b"\n")
+        if b"event: done" in lines:
+            parts[index] = b"\n".join([
+                b"data: " + await whole_done(supervisor, line[6:]) if line.startswith(b"data: ") else line
+                for line in lines
+            ])  # fmt: skip
+    return b"\n\n".join(parts)

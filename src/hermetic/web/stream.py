@@ -49,10 +49,17 @@ def cursor_of(turn_id: str, said: Iterable[str | None]) -> Cursor | None:
     return max(ours or read, default=Cursor(turn_id, -1), key=lambda cursor: cursor.seq)
 
 
-async def turn_stream(supervisor: Supervisor, turn_id: str, said: Iterable[str | None], *, ping: bool) -> Response:
+Rewrite = Callable[[bytes], Awaitable[bytes]]
+"""From whole events to the same events in other words."""
+
+
+async def turn_stream(
+    supervisor: Supervisor, turn_id: str, said: Iterable[str | None], *, ping: bool, rewrite: Rewrite | None = None
+) -> Response:
     """200 with the stream, or 204 when the turn has ended and the cursor has seen all of it.
 
-    HEAD gets the same without a stream: who only asks is no reader, whose leaving might cancel the turn.
+    HEAD gets the same without a stream: who only asks is no reader, whose leaving might cancel the turn. A stream with
+    `rewrite` is not sent directly, since that may wait.
     """
     found = await supervisor.reader(turn_id, cursor_of(turn_id, said))
     if found is None:
@@ -60,7 +67,7 @@ async def turn_stream(supervisor: Supervisor, turn_id: str, said: Iterable[str |
     if request.method == "HEAD":
         return _without_body(Response(b"", 200, HEADERS))
     reader, reset = found
-    return _without_body(StreamResponse(Stream(supervisor, reader, reset, ping=ping)))
+    return _without_body(StreamResponse(Stream(supervisor, reader, reset, ping=ping, rewrite=rewrite)))
 
 
 def _without_body(response: Response) -> Response:
@@ -107,13 +114,16 @@ class Exchange(TrioASGIHTTPConnection):
 class Stream:
     """One reader's open response."""
 
-    def __init__(self, supervisor: Supervisor, reader: Reader, reset: Reset | None, *, ping: bool) -> None:
+    def __init__(
+        self, supervisor: Supervisor, reader: Reader, reset: Reset | None, *, ping: bool, rewrite: Rewrite | None
+    ) -> None:
         self._supervisor = supervisor
         self._settings = supervisor.config.stream
         self._pulse = supervisor.pulse
         self._reader = reader
         self._reset = reset
         self._ping = ping
+        self._rewrite = rewrite
         self._retry = b"retry: %d\n" % self._settings.retry_ms  # rides in the first event: alone it would be a phantom
         self._queued = supervisor.is_queued(reader.turn_id)
         self._direct: Direct | None = None
@@ -128,7 +138,7 @@ class Stream:
                 if not hung_up:
                     await send({"type": "http.response.start", "status": 200, "headers": headers})
                     bound_send_buffer(scope)
-                    self._direct = direct(scope) if self._settings.direct else None
+                    self._direct = direct(scope) if self._settings.direct and self._rewrite is None else None
                     if await self._follow(receive, send):
                         await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
@@ -160,6 +170,8 @@ class Stream:
             return self._first(event)
         if not self._reader.caught_up():
             data = await self._reader.read()
+            if self._rewrite is not None:
+                data = await self._rewrite(data)
             self._queued = self._queued and self._supervisor.is_queued(self._reader.turn_id)
             return data and self._first(data)
         # Only a queued turn outlives the server's drain; the others end, and their readers are told so.

@@ -8,16 +8,20 @@ under trio cancellation: they have happened whole or not at all. All raise `Stor
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from hermetic.protocol.events import StateName, Usage, Verdict
 from hermetic.supervisor.audit import Act
 from hermetic.supervisor.store.governance import Admit, AuditLog, SecretStore, UsageStore
 from hermetic.supervisor.store.identity import IdentityStore
 
+SESSION_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+"""What a session may be called: it becomes a file's name and a part of URLs. Ours are 12 hexadecimal digits."""
 Record = tuple[str, bytes]
 """An event as the journal keeps it: its name and its JSON (one line, no LF)."""
 
@@ -51,6 +55,24 @@ class Session(Struct, frozen=True, kw_only=True):
     input_tokens: int = 0
     output_tokens: int = 0
     estimated_cost: float = 0.0
+    continued_as: str | None = None
+    """The session that goes on from this one, whose transcript stays as it was. It takes no more turns itself."""
+    continues: str | None = None
+    """The session that this one goes on from; it may have been deleted since."""
+    folder: str | None = None
+    """The name of its own workspace, where that is not `session_id`: the folder of the session that it continues."""
+
+
+def continuation(before: Session, after: Session, session_id: str) -> tuple[Session, Session]:
+    """`before` as it was and `after` as a turn has left it → the transcript that stays, and the session that goes on.
+
+    What goes on has all that `after` has: title, settings, totals, the place in the list. What stays is put away with
+    the archived ones, where it is found and does not stand twice in the list.
+    """
+    return (
+        replace(before, continued_as=session_id, archived=True, pinned=False),
+        replace(after, session_id=session_id, continues=before.session_id, folder=before.folder or before.session_id),
+    )
 
 
 Change = Callable[[Session], Session]
@@ -118,6 +140,10 @@ class Finish(Struct, frozen=True, kw_only=True):
     history: list[dict[str, Any]] | None = None
     """If given: replaces all the session's messages up to this turn instead (an agent that has compressed its context).
     The messages of turns that were admitted later, and wait, stay."""
+    continue_as: str | None = None
+    """If given, with `history`: the session goes on under this id (`continuation`). The new session begins with
+    `history`, and this turn and all that were admitted after it become its turns; the old one keeps the messages from
+    before this turn."""
     change: Change | None = None
     """Applied to the session inside the step: totals, title, updated_at."""
     usage: Usage | None = None
@@ -181,7 +207,8 @@ class TurnQueue(Protocol):
 
     async def finish(self, end: Finish) -> None:
         """Ends a turn that is queued or running, as one step. `Fenced` when its epoch is not the current one, when
-        `first_seq` is not the next, or when it has ended before."""
+        `first_seq` is not the next, or when it has ended before. `Conflict` when there is a session `continue_as`
+        already, whoever's it is."""
 
     async def turn(self, turn_id: str) -> TurnRow | None: ...
 
@@ -210,7 +237,8 @@ class SessionStore(Protocol):
         """→ the new rev. Raises `Conflict` when the session has another rev by now, `NotFound` when it is gone."""
 
     async def delete_session(self, session_id: str) -> bool:
-        """With its messages, turns and events. Raises `SessionBusy` while a turn has not ended. False: no such one."""
+        """With its messages, turns and events; the one that it continues takes turns again. Raises `SessionBusy` while
+        a turn has not ended. False: no such one."""
 
     async def messages(self, session_id: str) -> list[dict[str, Any]]:
         """Oldest first, by turn and then by order within the turn."""

@@ -35,6 +35,7 @@ from hermetic.supervisor.store.interface import (
     Store,
     TurnRow,
     TurnSpec,
+    continuation,
 )
 from hermetic.supervisor.store.journal_rows import pack, unpack
 from hermetic.supervisor.store.search import text_of, words_of
@@ -262,13 +263,17 @@ class SqliteStore:
             session, data = db.execute(
                 "SELECT number, data FROM session WHERE number = (SELECT session FROM turn WHERE number = ?)", (turn,)
             ).get
+            before = _session_of(data)
+            after = before if end.change is None else end.change(before)
+            if end.continue_as is not None:
+                session = _continue(db, session, turn, *continuation(before, after, end.continue_as))
+            elif end.change is not None:
+                _update_session(db, session, after)
             if end.history is None:
                 db.execute("DELETE FROM message WHERE turn = ? AND place > 0", (turn,))
                 _add_messages(db, session, turn, 1, packed)
             else:
                 _replace_history(db, session, turn, packed)
-            if end.change is not None:
-                _update_session(db, session, end.change(_session_of(data)))
 
         await self._write(change, bytes=len(lines) + sum(len(data) for data, _ in packed))
 
@@ -304,18 +309,7 @@ class SqliteStore:
     # --- sessions --------------------------------------------------------------------------------------------------
 
     async def create_session(self, session: Session) -> None:
-        data = msgspec.json.encode(session)
-
-        def change(db: apsw.Connection) -> None:
-            if db.execute("SELECT 1 FROM session WHERE id = ?", (session.session_id,)).get:
-                raise Conflict(f"there is a session {session.session_id} already")
-            db.execute(
-                "INSERT INTO session (id, tenant, updated_at, archived, rev, data) VALUES (?, ?, ?, ?, 1, ?)",
-                (session.session_id, session.tenant, session.updated_at, session.archived, data),
-            )
-            _index_title(db, db.last_insert_rowid(), session.title)
-
-        await self._write(change)
+        await self._write(partial(_insert_session, session=session))
 
     async def session(self, session_id: str) -> SessionRow | None:
         sql = f"{SESSION} WHERE id = ?"
@@ -336,11 +330,17 @@ class SqliteStore:
 
     async def delete_session(self, session_id: str) -> bool:
         def change(db: apsw.Connection) -> bool:
-            number = db.execute("SELECT number FROM session WHERE id = ?", (session_id,)).get
-            if number is None:
+            found = db.execute("SELECT number, data FROM session WHERE id = ?", (session_id,)).fetchone()
+            if found is None:
                 return False
+            number, data = found
             _refuse_busy(db, number)
             db.execute("DELETE FROM session WHERE number = ?", (number,))
+            earlier = db.execute(
+                "SELECT number, data FROM session WHERE id = ?", (_session_of(data).continues,)
+            ).fetchone()
+            if earlier and (before := _session_of(earlier[1])).continued_as == session_id:
+                _update_session(db, earlier[0], msgspec.structs.replace(before, continued_as=None))
             return True
 
         return await self._write(change)
@@ -473,6 +473,34 @@ def _replace_history(db: apsw.Connection, session: int, turn: int, packed: list[
             gone.append((number,))
     db.executemany("DELETE FROM message WHERE id = ?", gone)
     _add_messages(db, session, turn, kept, packed[kept:])
+
+
+def _insert_session(db: apsw.Connection, session: Session) -> int:
+    """→ its number."""
+    if db.execute("SELECT 1 FROM session WHERE id = ?", (session.session_id,)).get:
+        raise Conflict(f"there is a session {session.session_id} already")
+    db.execute(
+        "INSERT INTO session (id, tenant, updated_at, archived, rev, data) VALUES (?, ?, ?, ?, 1, ?)",
+        (session.session_id, session.tenant, session.updated_at, session.archived, msgspec.json.encode(session)),
+    )
+    number = db.last_insert_rowid()
+    _index_title(db, number, session.title)
+    return number
+
+
+def _continue(db: apsw.Connection, number: int, turn: int, before: Session, after: Session) -> int:
+    """Makes the session that goes on, and gives it `turn` and those behind it. → its number."""
+    new = _insert_session(db, after)
+    _update_session(db, number, before)
+    sql = "SELECT number, spec FROM turn WHERE session = ? AND number >= ?"
+    for moved, spec_json in list(db.execute(sql, (number, turn))):
+        spec = msgspec.structs.replace(_spec_of(spec_json), session_id=after.session_id)
+        db.execute("UPDATE turn SET session = ?, spec = ? WHERE number = ?", (new, msgspec.json.encode(spec), moved))
+        db.execute(
+            "UPDATE passage SET session = ? WHERE rowid IN (SELECT id FROM message WHERE turn = ?)", (new, moved)
+        )
+        db.execute("UPDATE message SET session = ? WHERE turn = ?", (new, moved))
+    return new
 
 
 def _session_row(row: Any) -> SessionRow | None:
