@@ -76,7 +76,7 @@ class Host:
         """The report of a turn that ran, with what its script said at the top."""
         result = self.try_to_run(script, policy, **fields)
         assert "said" in result, result.get("crashed") or result
-        return result["said"] | result
+        return result | result["said"]
 
     def try_to_run(self, script: str = "", policy: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
         order: dict[str, Any] = {

@@ -142,6 +142,11 @@ def test_seccomp_and_landlock_that_are_required_and_not_there_are_refused(host: 
     assert result["agent"]["missing"] == ["landlock"]
 
 
+def test_a_mechanism_that_the_seal_does_not_know_is_refused(host: Host) -> None:
+    """A policy is the whole truth: nothing in it is passed over."""
+    assert host.try_to_run("", host.policy([*FULL, "force_field"]))["refused"][0] == "force_field"
+
+
 def test_the_caller_of_clone_init_is_as_it_was(host: Host) -> None:
     """Its children, its namespaces and its descriptors: it forks the next turn from where it is."""
     script = f"""

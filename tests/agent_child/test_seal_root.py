@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from seal_turns import FULL, USERS, Host, folder
@@ -154,6 +156,31 @@ def test_the_workspace_may_lie_anywhere_also_below_another_mount(host: Host, pla
     assert result["here"] == str(host.workspace)
     assert (host.workspace / "made").exists()
     assert (host.workspace.parent / "beside").exists() == place.startswith("writable")
+
+
+def test_a_workspace_below_the_hosts_var_tmp_is_mounted_there() -> None:
+    """A folder that is often a link elsewhere, and is a mount inside."""
+    for kind in USERS:
+        with tempfile.TemporaryDirectory(prefix="hermetic-seal-", dir="/var/tmp") as path:
+            os.chmod(path, 0o755)
+            host = Host(kind, Path(path).resolve())
+            result = host.run(
+                "open('made', 'w').close(); open('/var/tmp/x', 'w').close(); say(same=os.listdir('/tmp'))"
+            )
+            assert (host.workspace / "made").exists()
+            assert "x" in result["same"]
+
+
+def test_a_servers_umask_does_not_shut_the_turn_out(host: Host) -> None:
+    host.workspace = host.make("deep/er/workspace")
+    result = host.run(
+        "say(here=os.listdir('.'), home=os.listdir('/home/agent'), mask=os.umask(0))", before="os.umask(0o077)"
+    )
+    assert (result["here"], result["home"], result["mask"]) == ([], [], 0o077)
+
+
+def test_the_hosts_root_is_no_workspace(host: Host) -> None:
+    assert "the host's root" in host.try_to_run("", workspace="/")["refused"][1]
 
 
 def test_what_may_only_be_read_stays_so_inside_the_workspace(host: Host) -> None:

@@ -32,12 +32,24 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-from hermetic.agent_child.seal import cgroups, idmap, landlock, namespaces, network, privileges, roots, seccomp
+from hermetic.agent_child.seal import (
+    cgroups,
+    descriptors,
+    idmap,
+    landlock,
+    namespaces,
+    network,
+    privileges,
+    roots,
+    seccomp,
+)
 from hermetic.agent_child.seal.errors import SealError
 from hermetic.protocol.launch import Policy
 
 __all__ = ["AgentSeal", "InitSeal", "SealError", "clone_init", "reap"]
 
+_NOT_OURS = ("subreaper",)
+"""What the launcher and its init see to."""
 _of_init: list[str] = []
 """In an agent, forked from its init: what init holds."""
 
@@ -180,15 +192,16 @@ class AgentSeal(_Seal):
         The caller has one thread, the privileges of init and no descriptor that is not the agent's; it must not close
         the one that is opened here.
         """
-        for fd in (*roots.init_only, *idmap.descriptors()):
-            with suppress(OSError):
-                os.close(fd)
+        descriptors.close_all()
         with suppress(OSError):  # no /proc
             privileges.prefer_to_be_killed()
         self._apply("rlimits", self._set_rlimits)
         self._apply("landlock", self._make_rules)
         self._give_up_privileges()
         self._apply("seccomp", lambda: seccomp.install(self._network()))
+        for name in self._policy.mechanisms:
+            if name not in (*self.held, *_of_init, *_NOT_OURS):
+                raise SealError(name, "the seal does not know it, or cannot have it here")
 
     def enter(self, workspace: str) -> None:
         """The rest, after init has entered."""

@@ -14,7 +14,7 @@ import os
 import signal
 import struct
 
-from hermetic.agent_child.seal import syscalls
+from hermetic.agent_child.seal import descriptors, syscalls
 
 _NEWUSER = 0x10000000
 _WALL = 0x40000000
@@ -24,10 +24,6 @@ _AT_EMPTY_PATH = 0x1000
 
 _known: dict[tuple[int, int, int, int], int] = {}
 """(owner, its group, tenant, its group) → the namespace's descriptor; what the launcher knows, its children inherit."""
-
-
-def descriptors() -> list[int]:
-    return list(_known.values())
 
 
 def translate(tree: int, owner: tuple[int, int], tenant: tuple[int, int]) -> None:
@@ -54,7 +50,7 @@ def _make(owner: tuple[int, int], tenant: tuple[int, int]) -> int:
         for kind, outside, inside in zip(("uid_map", "gid_map"), owner, tenant, strict=True):
             with open(f"/proc/{pid}/{kind}", "w") as file:
                 file.write(f"{outside} {inside} 1")
-        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        return descriptors.keep(os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC))
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, _WALL)

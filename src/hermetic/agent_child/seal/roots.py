@@ -27,9 +27,10 @@ import errno
 import os
 import stat
 import struct
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
-from hermetic.agent_child.seal import idmap, syscalls
+from hermetic.agent_child.seal import descriptors, idmap, syscalls
 from hermetic.agent_child.seal.errors import SealError
 from hermetic.protocol.launch import Policy
 
@@ -40,6 +41,7 @@ ETC = (
     *("crypto-policies", "services", "protocols", "mime.types", "fonts", "terminfo"),
 )
 """Not ssl/private and not pki as a whole: there are keys in them."""
+SYSTEM_PATHS = (*SYSTEM, *(f"/etc/{name}" for name in ETC))
 ETC_OUTSIDE = tuple(f"/etc/{name}" for name in (*ETC, "passwd", "group", "hosts", "resolv.conf", "nsswitch.conf"))
 """For a turn that sees the host's own root."""
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
@@ -64,9 +66,6 @@ _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC, _AT_RECURSIVE, _AT_EMPTY_PATH = 1, os.O_CL
 _MOVE_EMPTY_PATHS = 0x04 | 0x40
 _ATTR_RDONLY, _ATTR_NOSUID, _ATTR_NODEV, _ATTR_NOEXEC = 1, 2, 4, 8
 
-init_only: list[int] = []
-"""Descriptors that lead to the host. The agent is forked while they are open, and must close them."""
-
 
 def make_slave() -> None:
     """What is mounted here is not seen outside; what the host unmounts disappears here too."""
@@ -84,27 +83,40 @@ class PrivateRoot:
     def __init__(self, policy: Policy, ids: tuple[int, int], unprivileged: bool, sealed_network: bool) -> None:
         self._policy = policy
         self._unprivileged = unprivileged
-        self._uid, self._gid = ids
-        self._etc = _etc_files(policy, self._uid, self._gid, sealed_network)
+        self._ids = ids
+        # Looked up while the host's root is still ours.
+        self._system = {path: os.path.realpath(path) for path in SYSTEM_PATHS if os.path.exists(path)}
+        self._etc = _etc_files(policy, *ids, sealed_network)
         self._old = self._new = -1
         """Descriptors of the host's root and of ours."""
 
     def fill(self) -> None:
         """All but the workspace and /proc. Raises OSError and SealError."""
-        for name in SYSTEM:
-            self._bind_system(name)
-        self._fill_etc()
-        self._fill_dev()
-        os.mkdir("/proc")
-        os.mkdir("/var")
-        os.mkdir("/run")
-        os.symlink("../tmp", "/var/tmp")
-        os.symlink("/run", "/var/run")
-        self._fill_by_policy()
+        with _umask(_FOR_PASSING):
+            for path, real in self._system.items():
+                self._bind_system(path, real)
+            self._fill_etc()
+            self._fill_dev()
+            for path in ("/proc", "/run", "/var", "/var/tmp"):
+                os.mkdir(path)
+            os.symlink("/run", "/var/run")
+            self._fill_by_policy()
         os.chdir("/")
 
     def enter(self, workspace: str) -> None:
         """Raises OSError and SealError."""
+        if workspace == "/":
+            raise SealError("private_root", "the host's root cannot be a workspace")
+        with _umask(_FOR_PASSING):
+            self._mount_workspace(workspace)
+        syscalls.unmount(b"/" + _OLD, _DETACH)
+        os.rmdir(b"/" + _OLD)
+        if os.path.ismount("/proc"):
+            _set_attributes(_AT_FDCWD, b"/proc", _ATTR_RDONLY)
+        _set_attributes(_AT_FDCWD, b"/", _ATTR_RDONLY)
+        descriptors.close_all()
+
+    def _mount_workspace(self, workspace: str) -> None:
         self._bind_owned(workspace)
         # What lies inside the workspace has been covered by it.
         for path in _by_depth(self._policy.readable):
@@ -113,18 +125,9 @@ class PrivateRoot:
         for path in _by_depth(self._policy.writable):
             if _is_below(path, workspace):
                 self._bind_owned(path)
-        syscalls.unmount(b"/" + _OLD, _DETACH)
-        os.rmdir(b"/" + _OLD)
-        with suppress(OSError):  # not mounted
-            _set_attributes(_AT_FDCWD, b"/proc", _ATTR_RDONLY)
-        _set_attributes(_AT_FDCWD, b"/", _ATTR_RDONLY)
-        for fd in init_only:
-            os.close(fd)
-        init_only.clear()
 
     def pivot(self) -> None:
-        self._old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        init_only.append(self._old)
+        self._old = descriptors.keep(os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         point = next((path for path in _MOUNT_POINTS if os.path.isdir(path)), "/usr")
         syscalls.mount(b"tmpfs", point.encode(), b"tmpfs", _NOSUID | _NODEV, _ROOT_OPTIONS)
         os.chdir(point)
@@ -135,25 +138,18 @@ class PrivateRoot:
             raise SealError(
                 "private_root", f"pivot_root: {error.strerror} (is the host's root an initramfs?)"
             ) from error
-        self._new = os.open("/", os.O_PATH | os.O_CLOEXEC)
-        init_only.append(self._new)
+        self._new = descriptors.keep(os.open("/", os.O_PATH | os.O_CLOEXEC))
 
-    def _bind_system(self, path: str) -> None:
-        """A link as a link; nothing where the host has nothing."""
-        try:
-            link = os.readlink(path.lstrip("/"), dir_fd=self._old)
-        except FileNotFoundError:
-            return
-        except OSError:  # not a link
-            self._bind_readable(path)
-        else:
+    def _bind_system(self, path: str, real: str) -> None:
+        """What is a link into /usr stays one; any other link is followed, by us and now."""
+        if path != real and real.startswith("/usr/"):
             _make_folder(os.path.dirname(path))
-            os.symlink(link, path)
+            os.symlink(real, path)
+        else:
+            self._bind_readable(real, path)
 
     def _fill_etc(self) -> None:
-        os.mkdir("/etc")
-        for name in ETC:
-            self._bind_system(f"/etc/{name}")
+        _make_folder("/etc")
         for name, text in self._etc.items():
             with open(f"/etc/{name}", "w") as file:
                 file.write(text)
@@ -174,38 +170,39 @@ class PrivateRoot:
     def _fill_by_policy(self) -> None:
         policy = self._policy
         self._tmpfs("/tmp", policy.limits.tmp_bytes, "mode=1777")
+        with _opened(_clone(self._new, "/tmp")) as tree:  # not a link: a workspace may lie there
+            self._attach(tree, "/var/tmp", folder=True)
         for path in _by_depth({*policy.readable, *policy.writable, *([policy.home] if policy.home else [])}):
             if path == policy.home:
-                self._tmpfs(path, policy.limits.tmp_bytes, f"mode=0700,uid={self._uid},gid={self._gid}")
+                self._tmpfs(path, policy.limits.tmp_bytes, "mode=0700,uid={},gid={}".format(*self._ids))
             elif path in policy.writable:
                 self._bind_owned(path)
             else:
                 self._bind_readable(path)
 
-    def _bind_readable(self, path: str) -> None:
+    def _bind_readable(self, path: str, at: str | None = None) -> None:
         with _opened(self._clone(path, recursive=True)) as tree:
             _set_attributes(tree, b"", _ATTR_RDONLY | _ATTR_NOSUID | _ATTR_NODEV, recursive=True)
-            self._attach(tree, path, folder=_is_folder(tree))
+            self._attach(tree, at or path, folder=_is_folder(tree))
 
     def _bind_owned(self, path: str) -> None:
         """Writable, and the turn's own, whoever owns it on the host."""
         with _opened(self._clone(path, recursive=self._unprivileged)) as tree:
+            found = os.stat(tree)
+            owner = (found.st_uid, found.st_gid)
             _set_attributes(tree, b"", _ATTR_NOSUID | _ATTR_NODEV, recursive=self._unprivileged)
-            owner = os.stat(tree)
-            ids = (owner.st_uid, owner.st_gid)
-            tenant = (self._uid, self._gid)
-            if not self._unprivileged and ids != tenant:
+            if not self._unprivileged and owner != self._ids:
                 try:
-                    idmap.translate(tree, ids, tenant)
+                    idmap.translate(tree, owner, self._ids)
                 except OSError as error:
-                    raise SealError("tenant_uid", _cannot_translate(path, owner.st_uid, self._uid, error)) from error
-            self._attach(tree, path, folder=stat.S_ISDIR(owner.st_mode))
+                    why = _cannot_translate(path, found.st_uid, self._ids[0], error)
+                    raise SealError("tenant_uid", why) from error
+            self._attach(tree, path, folder=stat.S_ISDIR(found.st_mode))
 
     def _clone(self, path: str, *, recursive: bool) -> int:
+        """From the host."""
         try:
-            with _opened(syscalls.open_beneath(self._old, path)) as place:
-                flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
-                return syscalls.call(syscalls.OPEN_TREE, place, b"", flags)
+            return _clone(self._old, path, recursive=recursive)
         except OSError as error:
             why = "there is a symbolic link in it" if error.errno == errno.ELOOP else error.strerror
             raise SealError("private_root", f"{path} cannot be mounted: {why}") from error
@@ -234,7 +231,25 @@ class _opened:
         os.close(self._fd)
 
 
+@contextmanager
+def _umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
 _AT_FDCWD = -100
+_FOR_PASSING = 0o022
+"""The umask for folders that the tenant must be able to pass through to what lies below."""
+
+
+def _clone(root: int, path: str, *, recursive: bool = False) -> int:
+    """A mount of what is there, not attached anywhere."""
+    with _opened(syscalls.open_beneath(root, path)) as place:
+        flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
+        return syscalls.call(syscalls.OPEN_TREE, place, b"", flags)
 
 
 def _set_attributes(fd: int, path: bytes, attributes: int, *, recursive: bool = False) -> None:
@@ -256,7 +271,7 @@ def _place(root: int, path: str, *, folder: bool) -> int:
 
 
 def _make_folder(path: str) -> None:
-    """With its parents. 0755: the tenant must be able to pass through to what lies below."""
+    """With its parents."""
     try:
         os.mkdir(path, 0o755)
     except FileExistsError:
