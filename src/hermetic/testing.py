@@ -36,6 +36,8 @@ from hermetic.supervisor.store.search import text_of, words_of
 __all__ = ["MemoryIdentities", "MemoryStore"]
 
 Messages = list[dict[str, Any]]
+At = tuple[str, str]
+"""A session's key: its tenant and its id."""
 
 
 class MemoryStore:
@@ -45,8 +47,8 @@ class MemoryStore:
     """
 
     def __init__(self) -> None:
-        self._sessions: dict[str, Session] = {}
-        self._revs: dict[str, int] = {}
+        self._sessions: dict[At, Session] = {}
+        self._revs: dict[At, int] = {}
         # In the order of admission, as dicts keep it.
         self._turns: dict[str, TurnRow] = {}
         self._journal: dict[str, list[Entry]] = {}
@@ -126,14 +128,15 @@ class MemoryStore:
     ) -> tuple[TurnRow, bool]:
         packed = _packed([message])
         await trio.lowlevel.checkpoint()
-        session = self._sessions.get(spec.session_id)
-        if session is None or session.tenant != spec.tenant:
+        at = _at(spec)
+        session = self._sessions.get(at)
+        if session is None:
             raise NotFound(f"there is no session {spec.session_id}")
-        for turn in self._of_session(spec.session_id):
+        for turn in self._of_session(at):
             if spec.idempotency_key is not None and turn.spec.idempotency_key == spec.idempotency_key:
                 return self._row(turn), False
         if if_idle:
-            self._refuse_busy(spec.session_id)
+            self._refuse_busy(at)
         if spec.turn_id in self._turns:
             raise Conflict(f"there is a turn {spec.turn_id} already")
         waiting = sum(turn.state == "queued" for turn in self._turns.values())
@@ -162,10 +165,10 @@ class MemoryStore:
         packed = _packed(end.messages if end.history is None else end.history)
         await trio.lowlevel.checkpoint()
         turn = self._own_turn(end.turn_id, end.epoch, end.first_seq)
-        session_id = turn.spec.session_id
-        before = self._sessions[session_id]
+        at = _at(turn.spec)
+        before = self._sessions[at]
         after = before if end.change is None else end.change(before)  # first, because it may raise
-        if end.continue_as in self._sessions:
+        if (turn.spec.tenant, end.continue_as) in self._sessions:
             raise Conflict(f"there is a session {end.continue_as} already")
         self._append(end.turn_id, end.epoch, end.first_seq, end.records)
         self._turns[end.turn_id] = _replace(turn, state=end.state, ended_at=end.ended_at, stderr=end.stderr)
@@ -173,23 +176,23 @@ class MemoryStore:
             used = Used(1, end.usage.input_tokens, end.usage.output_tokens, end.usage.estimated_cost)
             self.usage.add(turn.spec.tenant, int(end.ended_at // DAY_S), used)
         if end.continue_as is not None:
-            self._continue(session_id, end.turn_id, *continuation(before, after, end.continue_as))
-            session_id = end.continue_as
+            self._continue(at, end.turn_id, *continuation(before, after, end.continue_as))
+            at = turn.spec.tenant, end.continue_as
         elif end.change is not None:
             self._put(after)
         if end.history is None:
             self._messages[end.turn_id][1:] = packed
         else:
-            for earlier in self._of_session(session_id):
+            for earlier in self._of_session(at):
                 if earlier.spec.turn_id == end.turn_id:
                     break
                 self._messages[earlier.spec.turn_id] = []
             self._messages[end.turn_id] = packed
 
-    def _continue(self, session_id: str, turn_id: str, before: Session, after: Session) -> None:
+    def _continue(self, at: At, turn_id: str, before: Session, after: Session) -> None:
         self._put(before)
         self._put(after)
-        turns = self._of_session(session_id)
+        turns = self._of_session(at)
         first = next(at for at, turn in enumerate(turns) if turn.spec.turn_id == turn_id)
         for turn in turns[first:]:
             moved = msgspec.structs.replace(turn.spec, session_id=after.session_id)
@@ -204,9 +207,9 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         return [self._row(turn) for turn in self._turns.values() if turn.ended_at is None]
 
-    async def session_turns(self, session_id: str) -> list[TurnRow]:
+    async def session_turns(self, tenant: str, session_id: str) -> list[TurnRow]:
         await trio.lowlevel.checkpoint()
-        return [self._row(turn) for turn in self._of_session(session_id)]
+        return [self._row(turn) for turn in self._of_session((tenant, session_id))]
 
     async def recent_turns(self, tenant: str, *, limit: int) -> list[TurnRow]:
         await trio.lowlevel.checkpoint()
@@ -227,17 +230,18 @@ class MemoryStore:
 
     async def create_session(self, session: Session) -> None:
         await trio.lowlevel.checkpoint()
-        if session.session_id in self._sessions:
+        if _at(session) in self._sessions:
             raise Conflict(f"there is a session {session.session_id} already")
         self._put(session)
 
-    async def session(self, session_id: str) -> SessionRow | None:
+    async def session(self, tenant: str, session_id: str) -> SessionRow | None:
         await trio.lowlevel.checkpoint()
-        return self._session_row(session_id) if session_id in self._sessions else None
+        at = tenant, session_id
+        return self._session_row(at) if at in self._sessions else None
 
     async def put_session(self, session: Session, *, if_rev: int) -> int:
         await trio.lowlevel.checkpoint()
-        rev = self._revs.get(session.session_id)
+        rev = self._revs.get(_at(session))
         if rev is None:
             raise NotFound(f"there is no session {session.session_id}")
         if rev != if_rev:
@@ -245,33 +249,35 @@ class MemoryStore:
         self._put(session)
         return rev + 1
 
-    async def delete_session(self, session_id: str) -> bool:
+    async def delete_session(self, tenant: str, session_id: str) -> bool:
         await trio.lowlevel.checkpoint()
-        if session_id not in self._sessions:
+        at = tenant, session_id
+        if at not in self._sessions:
             return False
-        self._refuse_busy(session_id)
-        for turn in self._of_session(session_id):
+        self._refuse_busy(at)
+        for turn in self._of_session(at):
             del self._turns[turn.spec.turn_id], self._journal[turn.spec.turn_id], self._messages[turn.spec.turn_id]
-        continues = self._sessions[session_id].continues
-        del self._sessions[session_id], self._revs[session_id]
-        earlier = self._sessions.get(continues or "")
+        continues = self._sessions[at].continues
+        del self._sessions[at], self._revs[at]
+        earlier = self._sessions.get((tenant, continues or ""))
         if earlier and earlier.continued_as == session_id:
             self._put(msgspec.structs.replace(earlier, continued_as=None))
         return True
 
-    async def messages(self, session_id: str) -> Messages:
+    async def messages(self, tenant: str, session_id: str) -> Messages:
         await trio.lowlevel.checkpoint()
-        return self._unpacked(session_id)
+        return self._unpacked((tenant, session_id))
 
-    async def truncate(self, session_id: str, keep: int, *, change: Change | None = None) -> int:
+    async def truncate(self, tenant: str, session_id: str, keep: int, *, change: Change | None = None) -> int:
         await trio.lowlevel.checkpoint()
-        if session_id not in self._sessions:
+        at = tenant, session_id
+        if at not in self._sessions:
             raise NotFound(f"there is no session {session_id}")
-        self._refuse_busy(session_id)
+        self._refuse_busy(at)
         if change is not None:  # first, because it may raise
-            self._put(change(self._sessions[session_id]))
+            self._put(change(self._sessions[at]))
         left = max(keep, 0)
-        for turn in self._of_session(session_id):
+        for turn in self._of_session(at):
             kept = self._messages[turn.spec.turn_id][:left]
             self._messages[turn.spec.turn_id] = kept
             left -= len(kept)
@@ -289,24 +295,24 @@ class MemoryStore:
             and (archived is None or session.archived == archived)
         ]
         found.sort(key=lambda session: session.updated_at, reverse=True)
-        return [self._session_row(session.session_id) for session in found[: max(limit, 0)]]
+        return [self._session_row(_at(session)) for session in found[: max(limit, 0)]]
 
     async def search(self, tenant: str, query: str, *, limit: int = 20) -> list[tuple[SessionRow, str]]:
         await trio.lowlevel.checkpoint()
         words = [_folded(word) for word in words_of(query)]
         hits = []
         for session in self._sessions.values():
-            texts = [session.title, *map(text_of, self._unpacked(session.session_id))]
+            texts = [session.title, *map(text_of, self._unpacked(_at(session)))]
             found = [_mark(text, words) for text in texts]
             if words and session.tenant == tenant and set().union(*(seen for seen, _ in found)) == set(words):
                 seen, snippet = max(found, key=lambda mark: len(mark[0]))
-                hits.append((len(seen), self._session_row(session.session_id), snippet))
+                hits.append((len(seen), self._session_row(_at(session)), snippet))
         hits.sort(key=lambda hit: hit[0], reverse=True)
         return [(row, snippet) for _, row, snippet in hits[: max(limit, 0)]]
 
-    async def count_sessions(self) -> int:
+    async def count_sessions(self, tenant: str) -> int:
         await trio.lowlevel.checkpoint()
-        return len(self._sessions)
+        return sum(session.tenant == tenant for session in self._sessions.values())
 
     # --- what several methods do -----------------------------------------------------------------------------------
 
@@ -329,30 +335,31 @@ class MemoryStore:
     def _row(self, turn: TurnRow) -> TurnRow:
         return _replace(turn, last_seq=len(self._journal[turn.spec.turn_id]))
 
-    def _of_session(self, session_id: str) -> list[TurnRow]:
-        return [turn for turn in self._turns.values() if turn.spec.session_id == session_id]
+    def _of_session(self, at: At) -> list[TurnRow]:
+        return [turn for turn in self._turns.values() if _at(turn.spec) == at]
 
-    def _refuse_busy(self, session_id: str) -> None:
-        for turn in self._of_session(session_id):
+    def _refuse_busy(self, at: At) -> None:
+        for turn in self._of_session(at):
             if turn.ended_at is None:
                 turn_id = turn.spec.turn_id
                 raise SessionBusy(f"turn {turn_id} of this session has not ended", turn_id=turn_id)
 
     def _put(self, session: Session) -> None:
-        self._sessions[session.session_id] = session
-        self._revs[session.session_id] = self._revs.get(session.session_id, 0) + 1
+        at = _at(session)
+        self._sessions[at] = session
+        self._revs[at] = self._revs.get(at, 0) + 1
 
-    def _session_row(self, session_id: str) -> SessionRow:
-        turns = self._of_session(session_id)
+    def _session_row(self, at: At) -> SessionRow:
+        turns = self._of_session(at)
         return SessionRow(
-            self._sessions[session_id],
-            self._revs[session_id],
+            self._sessions[at],
+            self._revs[at],
             sum(len(self._messages[turn.spec.turn_id]) for turn in turns),
             next((turn.spec.turn_id for turn in turns if turn.ended_at is None), None),
         )
 
-    def _unpacked(self, session_id: str) -> Messages:
-        turns = self._of_session(session_id)
+    def _unpacked(self, at: At) -> Messages:
+        turns = self._of_session(at)
         return [msgspec.json.decode(data) for turn in turns for data in self._messages[turn.spec.turn_id]]
 
 
@@ -397,7 +404,7 @@ class MemoryIdentities:
         if self._tenants.pop(tenant, None) is None:
             return False
         for session in [session for session in self._store._sessions.values() if session.tenant == tenant]:
-            await self._store.delete_session(session.session_id)
+            await self._store.delete_session(tenant, session.session_id)
         self._users = {at: user for at, user in self._users.items() if user.tenant != tenant}
         self._forget(lambda it: it.tenant == tenant)
         return True
@@ -477,6 +484,10 @@ class MemoryIdentities:
     def _forget(self, gone: Callable[[Key | Login], bool]) -> None:
         self._keys = {at: key for at, key in self._keys.items() if not gone(key)}
         self._logins = {at: login for at, login in self._logins.items() if not gone(login)}
+
+
+def _at(whose: Session | TurnSpec) -> At:
+    return whose.tenant, whose.session_id
 
 
 def _replace(turn: TurnRow, **members: Any) -> TurnRow:

@@ -91,7 +91,7 @@ async def test_with_a_tenant_goes_all_that_was_its_own_and_nothing_else(store, i
     assert not await identities.remove_tenant("a")
     assert await identities.users("a") == [] == await identities.keys("a")
     assert await identities.key("ka") is None is await identities.login(b"la")
-    assert await store.session("sa") is None is await store.turn("ta")
+    assert await store.session("a", "sa") is None is await store.turn("ta")
     assert await identities.user("b", "u")
     assert await identities.key("kb")
     assert await identities.login(b"lb")

@@ -72,7 +72,7 @@ async def enqueued(store: Store, turn_id: str, session_id: str = "s", **members:
 
 
 async def running(store: Store, turn_id: str = "t", session_id: str = "s", tenant: str = "local") -> None:
-    if await store.session(session_id) is None:
+    if await store.session(tenant, session_id) is None:
         await store.create_session(Session(session_id=session_id, tenant=tenant))
     await enqueued(store, turn_id, session_id, tenant=tenant)
     assert await store.claim(turn_id, started_at=1.0)
@@ -233,7 +233,7 @@ async def test_a_turn_goes_from_queued_to_running_to_its_verdict(store: Store) -
     row, new = await store.enqueue(wanted, said("hello"), queue_max=1)
     assert (row, new) == (TurnRow(spec=wanted, state="queued", epoch=0), True)
     assert await _turn(store) == row
-    assert await store.messages("s") == [said("hello")]
+    assert await store.messages("local", "s") == [said("hello")]
     await store.append("t", 0, 1, tokens(1))
     assert await store.claim("t", started_at=7.5) == (wanted, 1, 1)
     expected = TurnRow(spec=wanted, state="running", epoch=1, last_seq=1, started_at=7.5)
@@ -243,7 +243,7 @@ async def test_a_turn_goes_from_queued_to_running_to_its_verdict(store: Store) -
     expected = msgspec.structs.replace(expected, state="done", last_seq=3, ended_at=2.0, stderr="oops")
     assert await _turn(store) == expected
     assert await store.unended() == []
-    assert await store.session_turns("s") == [expected]
+    assert await store.session_turns("local", "s") == [expected]
 
 
 async def test_turns_that_have_ended_lately_are_listed_by_tenant_the_newest_first(store: Store) -> None:
@@ -268,7 +268,7 @@ async def test_a_turn_of_an_unknown_session_or_another_tenants_is_refused(store:
         with pytest.raises(NotFound):
             await store.enqueue(turn, said("hi"), queue_max=10)
     assert await store.turn("t") is None
-    assert await store.messages("s") == []
+    assert await store.messages("local", "s") == []
 
 
 async def test_the_same_idempotency_key_gives_the_same_turn_and_writes_nothing(store: Store) -> None:
@@ -283,7 +283,7 @@ async def test_the_same_idempotency_key_gives_the_same_turn_and_writes_nothing(s
     row, new = await store.enqueue(spec("t2", idempotency_key="k"), said("again"), queue_max=10)
     assert (row, new) == (await _turn(store, "t1"), False)
     assert await store.turn("t2") is None
-    assert len(await store.messages("s")) == 1
+    assert len(await store.messages("local", "s")) == 1
     await enqueued(store, "t3", idempotency_key="k2")
     await enqueued(store, "t4")
     await enqueued(store, "t5")
@@ -304,7 +304,7 @@ async def test_one_key_sent_by_many_at_once_makes_one_turn(store: Store) -> None
             nursery.start_soon(send, number)
     assert len({turn_id for turn_id, _ in made}) == 1
     assert sum(new for _, new in made) == 1
-    assert len(await store.messages("s")) == 1
+    assert len(await store.messages("local", "s")) == 1
 
 
 async def test_a_turn_id_is_used_once(store: Store) -> None:
@@ -312,7 +312,7 @@ async def test_a_turn_id_is_used_once(store: Store) -> None:
     await enqueued(store, "t")
     with pytest.raises(Conflict):
         await store.enqueue(spec("t"), said("again"), queue_max=10)
-    assert len(await store.messages("s")) == 1
+    assert len(await store.messages("local", "s")) == 1
 
 
 async def test_enqueue_if_idle_refuses_a_busy_session_and_names_its_oldest_turn(store: Store) -> None:
@@ -322,7 +322,7 @@ async def test_enqueue_if_idle_refuses_a_busy_session_and_names_its_oldest_turn(
         with pytest.raises(SessionBusy) as busy:
             await store.enqueue_if_idle(spec("t3"), said("hi"), queue_max=10)
         assert busy.value.extra["turn_id"] == busy_with
-        row = await store.session("s")
+        row = await store.session("local", "s")
         assert row is not None
         assert row.active_turn_id == busy_with
         await store.finish(the_end(busy_with, epoch=(await _turn(store, busy_with)).epoch))
@@ -375,7 +375,7 @@ async def test_of_many_that_finish_a_turn_one_does(store: Store) -> None:
         for number in range(20):
             nursery.start_soon(finish, number)
     (winner,) = outcomes
-    assert await store.messages("s") == [said("for t"), said(str(winner), "assistant")]
+    assert await store.messages("local", "s") == [said("for t"), said(str(winner), "assistant")]
     assert await store.last_seq("t") == 2
 
 
@@ -386,12 +386,12 @@ async def test_a_turn_is_enqueued_with_its_session_changed_in_one_step(store: St
         return structs.replace(session, title=session.title + "named", updated_at=7.0)
 
     await store.enqueue(spec("t1", idempotency_key="k"), said("hi"), queue_max=9, change=rename)
-    row = await store.session("s")
+    row = await store.session("local", "s")
     assert row and (row.session.title, row.session.updated_at) == ("named", 7.0)
     await store.enqueue(spec("t2", idempotency_key="k"), said("hi"), queue_max=9, change=rename)
     with pytest.raises(SessionBusy):
         await store.enqueue_if_idle(spec("t3"), said("hi"), queue_max=9, change=rename)
-    row = await store.session("s")
+    row = await store.session("local", "s")
     assert row and row.session.title == "named", "what did not enqueue has changed nothing"
 
 
@@ -411,7 +411,7 @@ async def test_finish_is_one_step_with_messages_and_session(store: Store) -> Non
             change=lambda s: msgspec.structs.replace(s, title="named", input_tokens=s.input_tokens + 7),
         )
     )
-    row = await store.session("s")
+    row = await store.session("local", "s")
     assert row is not None
     assert (row.session.title, row.session.input_tokens, row.rev, row.message_count) == ("named", 7, 2, 2)
     assert row.active_turn_id is None
@@ -420,7 +420,7 @@ async def test_finish_is_one_step_with_messages_and_session(store: Store) -> Non
 
 async def test_a_finish_that_fails_leaves_nothing_of_itself(store: Store) -> None:
     await running(store)
-    before = await store.session("s")
+    before = await store.session("local", "s")
 
     def change(_: Session) -> Session:
         raise RuntimeError("no")
@@ -429,9 +429,9 @@ async def test_a_finish_that_fails_leaves_nothing_of_itself(store: Store) -> Non
         await store.finish(the_end(messages=[said("never", "assistant")], change=change))
     with pytest.raises(TypeError):
         await store.finish(the_end(messages=[{"content": object()}]))
-    assert await store.session("s") == before
+    assert await store.session("local", "s") == before
     assert await store.last_seq("t") == 0
-    assert await store.messages("s") == [said("for t")]
+    assert await store.messages("local", "s") == [said("for t")]
     assert await store.search("local", "never") == []
     assert (await _turn(store)).state == "running"
     await store.finish(the_end())
@@ -442,9 +442,9 @@ async def test_messages_stand_in_the_order_of_their_turns_whichever_ends_first(s
     await running(store, "t2")
     await store.finish(the_end("t2", messages=[said("second", "assistant"), said("third", "tool")]))
     await store.finish(the_end("t1", messages=[said("first", "assistant")]))
-    texts = [message["content"] for message in await store.messages("s")]
+    texts = [message["content"] for message in await store.messages("local", "s")]
     assert texts == ["for t1", "first", "for t2", "second", "third"]
-    assert await store.messages("unknown") == []
+    assert await store.messages("local", "unknown") == []
 
 
 async def test_a_history_replaces_all_messages_but_those_of_later_turns(store: Store) -> None:
@@ -454,14 +454,14 @@ async def test_a_history_replaces_all_messages_but_those_of_later_turns(store: S
     await enqueued(store, "t3")
     await running(store, "x", "other")
     await store.finish(the_end("t2", messages=[said("unused")], history=[said("summary"), said("latest", "assistant")]))
-    assert [message["content"] for message in await store.messages("s")] == ["summary", "latest", "for t3"]
+    assert [message["content"] for message in await store.messages("local", "s")] == ["summary", "latest", "for t3"]
     assert await store.search("local", "forgotten") == []
     assert await store.search("local", "unused") == []
     assert len(await store.search("local", "summary")) == 1
-    assert [message["content"] for message in await store.messages("other")] == ["for x"]
+    assert [message["content"] for message in await store.messages("local", "other")] == ["for x"]
     await store.claim("t3", started_at=1.0)
     await store.finish(the_end("t3", history=[]))
-    assert await store.messages("s") == []
+    assert await store.messages("local", "s") == []
 
 
 _texts = st.lists(st.sampled_from("abc"), max_size=5)
@@ -481,7 +481,7 @@ def test_any_mix_of_messages_and_histories_gives_what_the_last_ones_said(
                 how: dict[str, Any] = {"history": said_now} if replaces else {"messages": said_now}
                 await store.finish(the_end(f"t{number}", **how))
                 expected = texts if replaces else [*expected, f"for t{number}", *texts]
-                assert [message["content"] for message in await store.messages("s")] == expected
+                assert [message["content"] for message in await store.messages("local", "s")] == expected
                 for word in "abc":
                     assert len(await store.search("local", f"{word} ")) == any(t.startswith(word) for t in expected)
 
@@ -501,7 +501,7 @@ async def continued(store: Store, **members: Any) -> None:
 
 async def test_a_session_that_goes_on_under_another_id_takes_all_but_the_old_transcript(store: Store) -> None:
     await continued(store, change=lambda session: structs.replace(session, input_tokens=7, updated_at=9.0))
-    old, new = await store.session("s"), await store.session("n")
+    old, new = await store.session("ann", "s"), await store.session("ann", "n")
     assert old and new
     assert old.session == Session(
         session_id="s", tenant="ann", title="Plum", workspace="/w", input_tokens=5, archived=True, continued_as="n"
@@ -510,13 +510,13 @@ async def test_a_session_that_goes_on_under_another_id_takes_all_but_the_old_tra
         session_id="n", tenant="ann", title="Plum", workspace="/w", input_tokens=7, pinned=True, updated_at=9.0,
         continues="s", folder="s",
     )  # fmt: skip
-    assert await store.messages("s") == [said("for t1"), said("old answer", "assistant")]
-    assert await store.messages("n") == [
+    assert await store.messages("ann", "s") == [said("for t1"), said("old answer", "assistant")]
+    assert await store.messages("ann", "n") == [
         said("summary"), said("for t2"), said("new answer", "assistant"), said("for t3"),
     ]  # fmt: skip
     assert (old.message_count, old.active_turn_id, new.message_count, new.active_turn_id) == (2, None, 4, "t3")
-    assert [row.spec.turn_id for row in await store.session_turns("s")] == ["t1"]
-    assert [(row.spec.turn_id, row.spec.session_id) for row in await store.session_turns("n")] == [
+    assert [row.spec.turn_id for row in await store.session_turns("ann", "s")] == ["t1"]
+    assert [(row.spec.turn_id, row.spec.session_id) for row in await store.session_turns("ann", "n")] == [
         ("t2", "n"), ("t3", "n"),
     ]  # fmt: skip
     claim = await store.claim("t3", started_at=2.0)
@@ -531,37 +531,67 @@ async def test_a_session_that_goes_on_under_another_id_takes_all_but_the_old_tra
 async def test_a_session_goes_on_again_and_its_own_folder_is_still_the_first_ones(store: Store) -> None:
     await continued(store)
     await store.finish(the_end("t3", epoch=0, history=[said("shorter")], continue_as="m"))
-    last = await store.session("m")
+    last = await store.session("ann", "m")
     assert last and (last.session.continues, last.session.folder) == ("n", "s")
-    assert await store.messages("m") == [said("shorter")]
-    assert len(await store.messages("n")) == 3
+    assert await store.messages("ann", "m") == [said("shorter")]
+    assert len(await store.messages("ann", "n")) == 3
 
 
 async def test_deleting_either_part_leaves_the_other_whole(store: Store) -> None:
     await continued(store)
     await store.finish(the_end("t3", epoch=0))
-    assert await store.delete_session("n")
-    old = await store.session("s")
+    assert await store.delete_session("ann", "n")
+    old = await store.session("ann", "s")
     assert old and old.session.continued_as is None, "it takes turns again"
-    assert await store.messages("s") == [said("for t1"), said("old answer", "assistant")]
+    assert await store.messages("ann", "s") == [said("for t1"), said("old answer", "assistant")]
     assert await store.turn("t2") is None
     await enqueued(store, "t4", tenant="ann")
     await store.finish(the_end("t4", epoch=0, history=[said("again")], continue_as="n"))
-    assert await store.delete_session("s")
-    assert await store.messages("n") == [said("again")]
+    assert await store.delete_session("ann", "s")
+    assert await store.messages("ann", "n") == [said("again")]
 
 
-async def test_an_id_that_is_taken_is_refused_whoever_has_it_and_nothing_is_written(store: Store) -> None:
-    await store.create_session(Session(session_id="n", tenant="bob", title="Bob's"))
+async def test_an_id_that_is_taken_is_refused_and_nothing_is_written(store: Store) -> None:
+    await store.create_session(Session(session_id="n", tenant="ann", title="Ann's"))
     with pytest.raises(Conflict):
         await continued(store)
-    mine, his = await store.session("s"), await store.session("n")
-    assert mine and his
-    assert (mine.session.continued_as, mine.active_turn_id) == (None, "t2")
-    assert his.session == Session(session_id="n", tenant="bob", title="Bob's")
-    assert await store.messages("n") == []
+    old, taken = await store.session("ann", "s"), await store.session("ann", "n")
+    assert old and taken
+    assert (old.session.continued_as, old.active_turn_id) == (None, "t2")
+    assert taken.session == Session(session_id="n", tenant="ann", title="Ann's")
+    assert await store.messages("ann", "n") == []
     await store.finish(the_end("t2", epoch=0, history=[said("mine")]))
-    assert await store.messages("s") == [said("mine"), said("for t3")]
+    assert await store.messages("ann", "s") == [said("mine"), said("for t3")]
+
+
+async def test_two_tenants_sessions_of_one_name_are_two(store: Store) -> None:
+    for tenant in ("local", "ann", "bob"):
+        await running(store, f"t-{tenant}", tenant=tenant)
+        await store.finish(the_end(f"t-{tenant}", messages=[said(f"of {tenant}")]))
+    for tenant in ("local", "ann", "bob"):
+        assert [message["content"] for message in await store.messages(tenant, "s")][1:] == [f"of {tenant}"]
+        assert [row.spec.turn_id for row in await store.session_turns(tenant, "s")] == [f"t-{tenant}"]
+        assert await store.count_sessions(tenant) == 1
+    assert await store.truncate("ann", "s", 0) == 0
+    assert await store.delete_session("ann", "s")
+    assert await store.session("ann", "s") is None
+    assert await store.turn("t-ann") is None
+    for tenant in ("local", "bob"):
+        assert len(await store.messages(tenant, "s")) == 2
+    assert not await store.delete_session("carl", "s")
+    with pytest.raises(NotFound):
+        await store.put_session(Session(session_id="s", tenant="carl"), if_rev=1)
+    with pytest.raises(NotFound):
+        await store.enqueue(spec("t", tenant="carl"), said("hi"), queue_max=9)
+
+
+async def test_going_on_under_the_name_of_another_tenants_session_touches_that_one_not(store: Store) -> None:
+    await store.create_session(Session(session_id="n", tenant="bob", title="Bob's"))
+    await continued(store)
+    ours, his = await store.session("ann", "n"), await store.session("bob", "n")
+    assert ours and his
+    assert ours.session.continues == "s"
+    assert (his.session.title, his.message_count) == ("Bob's", 0)
 
 
 async def test_a_change_that_raises_enqueues_nothing(store: Store) -> None:
@@ -572,7 +602,7 @@ async def test_a_change_that_raises_enqueues_nothing(store: Store) -> None:
 
     with pytest.raises(Conflict):
         await store.enqueue(spec("t"), said("hi"), queue_max=9, change=refuse)
-    assert (await store.turn("t"), await store.messages("s")) == (None, [])
+    assert (await store.turn("t"), await store.messages("local", "s")) == (None, [])
 
 
 async def test_a_cancel_is_noted_until_the_turn_ends(store: Store) -> None:
@@ -598,11 +628,11 @@ async def test_a_session_comes_back_as_it_went_in(store: Store) -> None:
         input_tokens=1, output_tokens=2, estimated_cost=0.25,
     )  # fmt: skip
     await store.create_session(session)
-    assert await store.session("s") == (session, 1, 0, None)
-    assert await store.session("unknown") is None
+    assert await store.session("t", "s") == (session, 1, 0, None)
+    assert await store.session("local", "unknown") is None
     with pytest.raises(Conflict):
-        await store.create_session(Session(session_id="s"))
-    assert await store.count_sessions() == 1
+        await store.create_session(Session(session_id="s", tenant="t"))
+    assert await store.count_sessions("t") == 1
 
 
 async def test_a_session_is_changed_only_by_who_knows_its_current_rev(store: Store) -> None:
@@ -614,7 +644,7 @@ async def test_a_session_is_changed_only_by_who_knows_its_current_rev(store: Sto
             await store.put_session(session, if_rev=rev)
     with pytest.raises(NotFound):
         await store.put_session(Session(session_id="unknown"), if_rev=1)
-    row = await store.session("s")
+    row = await store.session("local", "s")
     assert row is not None
     assert (row.session.title, row.rev) == ("new", 2)
 
@@ -624,59 +654,59 @@ async def test_a_deleted_session_takes_all_that_is_its_own_and_nothing_else(stor
         await running(store, f"{session_id}-t", session_id)
         await store.append(f"{session_id}-t", 1, 1, tokens(1, 3))
         await store.finish(the_end(f"{session_id}-t", first_seq=4, messages=[said("kiwi", "assistant")]))
-    assert await store.delete_session("s") is True
-    assert await store.delete_session("s") is False
-    assert await store.session("s") is None
+    assert await store.delete_session("local", "s") is True
+    assert await store.delete_session("local", "s") is False
+    assert await store.session("local", "s") is None
     assert await store.turn("s-t") is None
     assert await store.read("s-t", 0) == []
-    assert await store.messages("s") == []
-    assert await store.session_turns("s") == []
+    assert await store.messages("local", "s") == []
+    assert await store.session_turns("local", "s") == []
     assert [row.session.session_id for row, _ in await store.search("local", "kiwi")] == ["other"]
     assert len(await store.read("other-t", 0)) == 5
-    assert await store.count_sessions() == 1
+    assert await store.count_sessions("local") == 1
     await running(store, "s-t", "s")
-    assert (await store.messages("s"), await store.last_seq("s-t")) == ([said("for s-t")], 0)
+    assert (await store.messages("local", "s"), await store.last_seq("s-t")) == ([said("for s-t")], 0)
 
 
 async def test_a_session_with_an_unended_turn_is_not_deleted(store: Store) -> None:
     await running(store)
     with pytest.raises(SessionBusy) as busy:
-        await store.delete_session("s")
+        await store.delete_session("local", "s")
     assert busy.value.extra["turn_id"] == "t"
     await store.finish(the_end())
-    assert await store.delete_session("s") is True
+    assert await store.delete_session("local", "s") is True
 
 
 async def test_truncate_keeps_the_first_messages_and_forgets_the_rest_also_in_the_search(store: Store) -> None:
     for turn in "t1", "t2":
         await running(store, turn)
         await store.finish(the_end(turn, messages=[said(f"plum {turn}", "assistant")]))
-    everything = await store.messages("s")
+    everything = await store.messages("local", "s")
     assert len(everything) == 4
-    assert await store.truncate("s", 3, change=lambda s: structs.replace(s, title="shorter")) == 3
-    assert await store.messages("s") == everything[:3]
-    row = await store.session("s")
+    assert await store.truncate("local", "s", 3, change=lambda s: structs.replace(s, title="shorter")) == 3
+    assert await store.messages("local", "s") == everything[:3]
+    row = await store.session("local", "s")
     assert row is not None
     assert (row.message_count, row.session.title) == (3, "shorter")
     assert [snippet for _, snippet in await store.search("local", "plum t1")] != []
     assert await store.search("local", "t2 plum") != [], "the words of t2 are still in its question"
-    assert await store.truncate("s", 99) == 3, "nothing is made up"
-    assert await store.truncate("s", -1) == 0
-    assert (await store.messages("s"), await store.search("local", "plum")) == ([], [])
-    assert len(await store.session_turns("s")) == 2, "turns and events stay"
+    assert await store.truncate("local", "s", 99) == 3, "nothing is made up"
+    assert await store.truncate("local", "s", -1) == 0
+    assert (await store.messages("local", "s"), await store.search("local", "plum")) == ([], [])
+    assert len(await store.session_turns("local", "s")) == 2, "turns and events stay"
     await running(store, "t3")
     await store.finish(the_end("t3", messages=[said("after", "assistant")]))
-    assert await store.messages("s") == [said("for t3"), said("after", "assistant")]
+    assert await store.messages("local", "s") == [said("for t3"), said("after", "assistant")]
 
 
 async def test_truncate_refuses_a_busy_session_and_an_unknown_one(store: Store) -> None:
     with pytest.raises(NotFound):
-        await store.truncate("s", 0)
+        await store.truncate("local", "s", 0)
     await running(store)
     with pytest.raises(SessionBusy) as busy:
-        await store.truncate("s", 0)
+        await store.truncate("local", "s", 0)
     assert busy.value.extra["turn_id"] == "t"
-    assert len(await store.messages("s")) == 1
+    assert len(await store.messages("local", "s")) == 1
 
 
 async def test_sessions_are_paged_by_their_time_newest_first(store: Store) -> None:
@@ -690,7 +720,7 @@ async def test_sessions_are_paged_by_their_time_newest_first(store: Store) -> No
     assert pages == [["s6", "s5", "s4"], ["s3", "s2", "s1"], ["s0"]]
     assert await store.sessions("local", limit=0) == []
     assert await store.sessions("nobody") == []
-    row = await store.session("s0")
+    row = await store.session("local", "s0")
     assert row is not None
     await store.put_session(msgspec.structs.replace(row.session, updated_at=9.0), if_rev=row.rev)
     assert (await store.sessions("local"))[0].session.session_id == "s0"

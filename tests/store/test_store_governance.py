@@ -44,7 +44,7 @@ def spec(turn_id: str, tenant: str = "acme", **members) -> TurnSpec:
 
 
 async def enqueue(store: Store, turn_id: str, tenant: str = "acme", queue_max: int = 100, **more):
-    if await store.session(f"of-{tenant}") is None:
+    if await store.session(tenant, f"of-{tenant}") is None:
         await store.create_session(Session(session_id=f"of-{tenant}", tenant=tenant))
     return await store.enqueue(spec(turn_id, tenant), {"role": "user"}, queue_max=queue_max, **more)
 

@@ -56,10 +56,15 @@ async def test_everything_is_there_after_closing_and_opening_again(path: Path) -
     async with open_sqlite(path) as store:
         await running(store, "t")
         await append(store, 1)
-        before = await store.session("s"), await store.unended(), await store.read("t", 0), await store.messages("s")
+        before = (
+            await store.session("local", "s"),
+            await store.unended(),
+            await store.read("t", 0),
+            await store.messages("local", "s"),
+        )
     async with open_sqlite(path) as store:
         assert before == (
-            await store.session("s"), await store.unended(), await store.read("t", 0), await store.messages("s")
+            await store.session("local", "s"), await store.unended(), await store.read("t", 0), await store.messages("local", "s")
         )  # fmt: skip
         await append(store, 2)
 
@@ -85,7 +90,7 @@ CRASHER = """
 
     async def main():
         async with open_sqlite(Path(sys.argv[1])) as store, trio.open_nursery() as nursery:
-            if not await store.session("s"):
+            if not await store.session("local", "s"):
                 await store.create_session(Session(session_id="s"))
             for number in range(5):
                 nursery.start_soon(one, store, f"t{number}")
@@ -171,7 +176,7 @@ async def test_a_refused_write_does_not_fail_those_that_share_its_commit(store: 
     assert len(refused) == 4
     assert store.commits == before + 1
     assert len(await store.read("t", 0)) == 1
-    assert await store.session("s2")
+    assert await store.session("local", "s2")
 
 
 async def test_only_what_must_be_on_the_disk_waits_for_it(store: SqliteStore) -> None:
@@ -239,7 +244,7 @@ async def test_more_writers_than_there_is_room_for_all_get_their_turn(
     async with trio.open_nursery() as nursery:
         for number in range(40):
             nursery.start_soon(store.create_session, Session(session_id=f"s{number}"))
-    assert await store.count_sessions() == 40
+    assert await store.count_sessions("local") == 40
 
 
 async def test_no_cancellation_leaves_a_transaction_open(store: SqliteStore) -> None:
@@ -457,7 +462,7 @@ async def test_a_second_server_on_the_same_directory_is_refused_with_the_firsts_
         assert "--data" in refused.value.hint
         await store.create_session(Session(session_id="s"))
     async with open_sqlite(path) as store:
-        assert await store.count_sessions() == 1
+        assert await store.count_sessions("local") == 1
 
 
 async def test_the_lock_of_a_killed_server_is_free(path: Path) -> None:
@@ -470,7 +475,7 @@ async def test_the_lock_of_a_killed_server_is_free(path: Path) -> None:
                 pass
         child.kill()
     async with open_sqlite(path) as store:
-        assert await store.count_sessions() == 1
+        assert await store.count_sessions("local") == 1
 
 
 async def test_the_files_are_for_their_owner_only(path: Path) -> None:

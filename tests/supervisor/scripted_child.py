@@ -204,7 +204,7 @@ async def check_ended(store, live=None, turn="t", session="s", read=None):
     asked = [e.get("approval_id") or e.get("clarify_id") for e in decoded if e["event"] in ("approval", "clarify")]
     settled = [e.get("approval_id") or e.get("clarify_id") for e in decoded if e["event"].endswith("_resolved")]
     assert sorted(asked) == sorted(settled), "each question is settled once"
-    messages = await store.messages(session)
+    messages = await store.messages("local", session)
     assert messages[0]["role"] == "user"
     said = "".join(e["text"] for e in decoded if e["event"] == "token")
     if said:

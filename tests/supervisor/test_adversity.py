@@ -17,6 +17,7 @@ from hermetic.protocol.errors import Conflict, StorageError
 from hermetic.supervisor import ballast, run_turn
 from hermetic.supervisor.config import Config, Limits, Turns
 from hermetic.supervisor.ending import Cause, session_change
+from hermetic.supervisor.identity import OPERATOR
 from hermetic.supervisor.run_turn import COMMANDS_MAX
 from hermetic.supervisor.store.group_commit import GroupCommit
 from hermetic.supervisor.store.interface import Session
@@ -162,7 +163,7 @@ async def test_a_loop_of_tool_calls_ends_the_turn_and_does_not_stop_the_others(m
         pass
     _, end = await check_ended(store, live)
     assert end["type"] == "over_limit"
-    call_ids = [call["id"] for call in (await store.messages("s"))[-1]["tool_calls"]]
+    call_ids = [call["id"] for call in (await store.messages("local", "s"))[-1]["tool_calls"]]
     assert len(set(call_ids)) == len(call_ids) > run_turn.CALLS_MAX
 
 
@@ -206,7 +207,7 @@ async def test_an_end_without_room_leaves_out_the_reasoning_too(monkeypatch, aut
     async with running(monkeypatch, ScriptedChild(script), store) as live:
         pass
     assert (await check_ended(store, live))[1]["event"] == "done"
-    message = (await store.messages("s"))[-1]
+    message = (await store.messages("local", "s"))[-1]
     assert message["content"].startswith("yes") and "reasoning" not in message
 
 
@@ -249,7 +250,7 @@ async def test_a_host_without_threads_fails_the_write_and_not_the_store(monkeypa
             with pytest.raises(StorageError):
                 await store.create_session(Session(session_id="s"))
             with pytest.raises(StorageError):
-                await store.session("s")
+                await store.session("local", "s")
         await store.create_session(Session(session_id="s"))
         commit.close()
 
@@ -271,7 +272,7 @@ async def supervisor_with(tmp_path, monkeypatch, *children, store=None, config=N
 
 async def wait_state(supervisor, turn_id, *states):
     with trio.fail_after(10):
-        while (await supervisor.turn(turn_id)).state not in states:
+        while (await supervisor.turn(turn_id, by=OPERATOR)).state not in states:
             await trio.sleep(0.005)
 
 
@@ -304,11 +305,11 @@ async def test_a_stop_whose_client_hangs_up_is_a_stop_or_nothing(tmp_path, monke
     child = ScriptedChild([(0, READY)], heeds_term=False)
     config = Config(turns=Turns(grace_s=0.01))
     async with supervisor_with(tmp_path, monkeypatch, child, config=config) as supervisor:
-        session = (await supervisor.sessions.create(api.NewSession())).session_id
-        turn = (await supervisor.start_turn(session, api.NewTurn(message="hi"))).turn_id
+        session = (await supervisor.sessions.create(api.NewSession(), by=OPERATOR)).session_id
+        turn = (await supervisor.start_turn(session, api.NewTurn(message="hi"), by=OPERATOR)).turn_id
         await wait_state(supervisor, turn, "running")
         live = supervisor._live[turn]
-        await cancelled_at_checkpoint(number, lambda: supervisor.cancel(turn))
+        await cancelled_at_checkpoint(number, lambda: supervisor.cancel(turn, by=OPERATOR))
         await settle()
         if (await supervisor.store.turn(turn)).cancel_requested:
             with trio.fail_after(5):
@@ -316,7 +317,7 @@ async def test_a_stop_whose_client_hangs_up_is_a_stop_or_nothing(tmp_path, monke
             assert TERMINATE in child.orders and KILL in child.orders
         else:
             assert live.state.name == "running"
-            await supervisor.cancel(turn)
+            await supervisor.cancel(turn, by=OPERATOR)
         await wait_state(supervisor, turn, "cancelled")
 
 
@@ -327,13 +328,13 @@ async def test_a_turn_whose_client_hangs_up_is_started_or_nothing(tmp_path, monk
     async with supervisor_with(
         tmp_path, monkeypatch, child, ScriptedChild([(0, READY), (0, 1.0)]), store=store
     ) as supervisor:
-        session = (await supervisor.sessions.create(api.NewSession())).session_id
+        session = (await supervisor.sessions.create(api.NewSession(), by=OPERATOR)).session_id
         await cancelled_at_checkpoint(
-            number, lambda: supervisor.start_turn(session, api.NewTurn(message="hi", idempotency_key="k"))
+            number, lambda: supervisor.start_turn(session, api.NewTurn(message="hi", idempotency_key="k"), by=OPERATOR)
         )
-        again = await supervisor.start_turn(session, api.NewTurn(message="hi", idempotency_key="k"))
+        again = await supervisor.start_turn(session, api.NewTurn(message="hi", idempotency_key="k"), by=OPERATOR)
         await wait_state(supervisor, again.turn_id, "done")
-        assert len(await store.session_turns(session)) == 1
+        assert len(await store.session_turns("local", session)) == 1
 
 
 async def test_a_queued_turn_that_ends_before_it_starts_does_not_block_its_session(tmp_path, monkeypatch):
@@ -342,8 +343,8 @@ async def test_a_queued_turn_that_ends_before_it_starts_does_not_block_its_sessi
     first = ScriptedChild([(0, READY)])
     third = ScriptedChild([(0, READY), (0, events.Result()), (0, 0.0)])
     async with supervisor_with(tmp_path, monkeypatch, first, third, store=store) as supervisor:
-        session = (await supervisor.sessions.create(api.NewSession())).session_id
-        running = (await supervisor.start_turn(session, api.NewTurn(message="one"))).turn_id
+        session = (await supervisor.sessions.create(api.NewSession(), by=OPERATOR)).session_id
+        running = (await supervisor.start_turn(session, api.NewTurn(message="one"), by=OPERATOR)).turn_id
         await wait_state(supervisor, running, "running")
         append, refused = store.append, []
 
@@ -355,9 +356,11 @@ async def test_a_queued_turn_that_ends_before_it_starts_does_not_block_its_sessi
 
         store.append = once
         monkeypatch.setattr(supervisor._ballast, "drop", lambda: None)
-        await supervisor.start_turn(session, api.NewTurn(message="two", on_busy="queue"))
-        waits = (await supervisor.start_turn(session, api.NewTurn(message="three", on_busy="queue"))).turn_id
-        await supervisor.cancel(running)
+        await supervisor.start_turn(session, api.NewTurn(message="two", on_busy="queue"), by=OPERATOR)
+        waits = (
+            await supervisor.start_turn(session, api.NewTurn(message="three", on_busy="queue"), by=OPERATOR)
+        ).turn_id
+        await supervisor.cancel(running, by=OPERATOR)
         await wait_state(supervisor, waits, "done")
         assert not supervisor._live
 
@@ -367,10 +370,10 @@ async def test_a_drain_does_not_cancel_what_waits_when_it_cuts_the_readers(tmp_p
     async with supervisor_with(tmp_path, monkeypatch, ScriptedChild([(0, READY)]), config=config) as supervisor:
         ids = []
         for _ in range(2):
-            session = (await supervisor.sessions.create(api.NewSession())).session_id
+            session = (await supervisor.sessions.create(api.NewSession(), by=OPERATOR)).session_id
             new = api.NewTurn(message="hi", on_disconnect="cancel")
-            ids.append((await supervisor.start_turn(session, new)).turn_id)
-        reader, _ = await supervisor.reader(ids[1], None)
+            ids.append((await supervisor.start_turn(session, new, by=OPERATOR)).turn_id)
+        reader, _ = await supervisor.reader(ids[1], None, by=OPERATOR)
         with reader:
             supervisor.draining.set()
         await supervisor.left(reader)

@@ -5,11 +5,13 @@ Requests are decoded strictly: an unknown key is an error that names it. Times a
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from msgspec import UNSET, Struct, UnsetType, field
+from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from hermetic.protocol.events import Approval, Choice, Clarify, Seal, Snapshot, StateName
+
+Scope = Literal["run", "read", "admin"]
 
 
 class Request(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -126,6 +128,48 @@ class GiveRunMessage(Request, frozen=True, forbid_unknown_fields=False):
 class ChangeGoal(Request, frozen=True, forbid_unknown_fields=False):
     action: str | None = None
     text: str | None = None
+
+
+class LogIn(Request, frozen=True):
+    key: str
+
+
+class NewTicket(Request, frozen=True):
+    turn_id: str | None = None
+    """The only turn that it opens; None: any stream of the tenant."""
+
+
+class NewTenant(Request, frozen=True):
+    tenant: str
+    """1 to 32 of a-z, 0-9 and -; for good, because its folder is called so."""
+    name: str = ""
+    workspace_roots: list[str] = field(default_factory=list)
+    """Folders of the host in which its sessions may choose a workspace, beside their own."""
+
+
+class ChangeTenant(Request, frozen=True):
+    """Only the members that are sent are changed."""
+
+    name: str | UnsetType = UNSET
+    suspended: bool | UnsetType = UNSET
+    workspace_roots: list[str] | UnsetType = UNSET
+
+
+class NewUser(Request, frozen=True):
+    user: str
+    """1 to 128 characters without white space; of an identity provider's people, their `sub`."""
+    name: str = ""
+    suspended: bool = False
+
+
+class NewKey(Request, frozen=True):
+    name: str = ""
+    user: str | None = None
+    """Whose it is; it goes with the user."""
+    scopes: list[Scope] = field(default_factory=lambda: ["run"])
+    """`read`, `run` (reads too) or `admin` (all)."""
+    expires_s: Annotated[float, Meta(gt=0, le=315_360_000)] | None = None
+    """Seconds from now, ten years at most; None: it does not expire."""
 
 
 # --- responses ----------------------------------------------------------------------------------------------------
@@ -300,6 +344,70 @@ class AgentView(Response, frozen=True):
     description: str = ""
 
 
+class Me(Response, frozen=True):
+    tenant: str
+    user: str | None
+    scopes: list[Scope]
+    key_id: str | None = None
+    csrf: str | None = None
+    """Of a login: what the header `X-CSRF-Token` must have. None: the request came without a cookie."""
+    login_needed: bool = True
+    """False: this server has no tenants, and takes whoever reaches it for its operator."""
+
+
+class Ticket(Response, frozen=True):
+    ticket: str
+    expires_s: float
+
+
+class TenantView(Response, frozen=True):
+    tenant: str
+    number: int
+    """Of the tenant's own user id on the host; never given to another."""
+    name: str
+    suspended: bool
+    workspace_roots: list[str]
+    created_at: float
+
+
+class TenantList(Response, frozen=True):
+    tenants: list[TenantView]
+
+
+class UserView(Response, frozen=True):
+    tenant: str
+    user: str
+    name: str
+    suspended: bool
+    created_at: float
+
+
+class UserList(Response, frozen=True):
+    users: list[UserView]
+
+
+class KeyView(Response, frozen=True):
+    key_id: str
+    tenant: str
+    user: str | None
+    name: str
+    scopes: list[Scope]
+    created_at: float
+    expires_at: float | None
+    revoked_at: float | None
+    last_used_at: float | None
+    """To about ten minutes."""
+
+
+class KeyList(Response, frozen=True):
+    keys: list[KeyView]
+
+
+class ShownKey(KeyView, frozen=True):
+    key: str
+    """All of it, this once: the server keeps its hash alone."""
+
+
 class Choices(Response, frozen=True):
     """What a page can offer: GET /v1/options."""
 
@@ -335,6 +443,8 @@ class Problem(Response, frozen=True):
     hint: str
     turn_id: str | None = None
     """With `session_busy`: the turn that is active."""
+    request_id: str | None = None
+    """Also in the header `X-Request-Id`; the server's log has it."""
     quota: str | None = None
     """With `quota_exceeded`: which one; the header Retry-After says when to ask again."""
     limit: float | None = None

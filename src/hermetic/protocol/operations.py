@@ -12,6 +12,8 @@ JSON = "application/json"
 EVENT_STREAM = "text/event-stream"
 MARKDOWN = "text/markdown; charset=utf-8"
 
+Needs = Literal["open", "read", "run", "admin", "operator"]
+"""What a caller must be allowed; `operator`: `admin`, in the tenant `local`. `open`: there need be no caller."""
 Page = Annotated[int, Meta(ge=1, le=200)]
 """Rows of one answer: 200 compact sessions are about 100 kB."""
 
@@ -53,6 +55,12 @@ class Operation(Struct, frozen=True, kw_only=True):
     headers: tuple[Param, ...] = ()
     detail: str = ""
     tag: str = field(default="")
+    needs: Needs | None = None
+    """Not set: `read` for a GET, `run` for all else."""
+
+    @property
+    def scope(self) -> Needs:
+        return self.needs or ("read" if self.method == "get" else "run")
 
 
 PATH_PARAMS = {
@@ -61,6 +69,9 @@ PATH_PARAMS = {
     "turn_id": "As in the answer that accepted the turn.",
     "approval_id": "As in the `approval` event.",
     "clarify_id": "As in the `clarify` event.",
+    "tenant": "A tenant's name; `local` is the operator's own.",
+    "user": "A user's name.",
+    "key_id": "What stands between the first and the second `_` of a key.",
 }
 
 
@@ -374,6 +385,152 @@ OPERATIONS: tuple[Operation, ...] = (
         answers={501: _PROBLEM_501},
     ),
     Operation(
+        method="post",
+        path="/v1/login",
+        operation_id="logIn",
+        summary="For a browser: a key becomes a cookie",
+        detail="The cookie is HttpOnly. What changes something also needs the header `X-CSRF-Token` with the answer's `csrf`.",
+        tag="identity",
+        needs="open",
+        request=api.LogIn,
+        answers={200: _ok(api.Me, "Logged in, with the cookie.")},
+    ),
+    Operation(
+        method="post",
+        path="/v1/logout",
+        operation_id="logOut",
+        summary="End this browser's login",
+        tag="identity",
+        needs="read",
+        answers={204: Answer(says="Logged out.")},
+    ),
+    Operation(
+        method="get",
+        path="/v1/me",
+        operation_id="getMe",
+        summary="Who the server takes you for",
+        tag="identity",
+        answers={200: _ok(api.Me)},
+    ),
+    Operation(
+        method="post",
+        path="/v1/tickets",
+        operation_id="getTicket",
+        summary="A ticket for one event stream, as `?ticket=`",
+        detail="For an EventSource of another origin, which can set no header. It works once, within `expires_s`.",
+        tag="identity",
+        needs="read",
+        request=api.NewTicket,
+        answers={201: _ok(api.Ticket)},
+    ),
+    Operation(
+        method="get",
+        path="/v1/admin/tenants",
+        operation_id="listTenants",
+        summary="All tenants; for another tenant's admin, its own",
+        tag="admin",
+        needs="admin",
+        answers={200: _ok(api.TenantList)},
+    ),
+    Operation(
+        method="post",
+        path="/v1/admin/tenants",
+        operation_id="addTenant",
+        summary="Add a tenant",
+        detail="From the first one on every request needs a key: have one of your own first (tenant `local`, scope admin).",
+        tag="admin",
+        needs="operator",
+        request=api.NewTenant,
+        answers={201: _ok(api.TenantView)},
+    ),
+    Operation(
+        method="get",
+        path="/v1/admin/tenants/{tenant}",
+        operation_id="getTenant",
+        summary="A tenant",
+        tag="admin",
+        needs="admin",
+        answers={200: _ok(api.TenantView)},
+    ),
+    Operation(
+        method="patch",
+        path="/v1/admin/tenants/{tenant}",
+        operation_id="changeTenant",
+        summary="Change the members that are sent; suspend a tenant, or let it in again",
+        detail="A suspended tenant's turns are cancelled, and its requests refused.",
+        tag="admin",
+        needs="operator",
+        request=api.ChangeTenant,
+        answers={200: _ok(api.TenantView)},
+    ),
+    Operation(
+        method="delete",
+        path="/v1/admin/tenants/{tenant}",
+        operation_id="removeTenant",
+        summary="Remove a tenant",
+        detail="409 while one of its turns has not ended: suspend it first. The files of its workspaces stay on the host.",
+        tag="admin",
+        needs="operator",
+        answers={204: Answer(says="Removed, with its users, keys, sessions, turns and events.")},
+    ),
+    Operation(
+        method="get",
+        path="/v1/admin/tenants/{tenant}/users",
+        operation_id="listUsers",
+        summary="A tenant's users",
+        tag="admin",
+        needs="admin",
+        answers={200: _ok(api.UserList)},
+    ),
+    Operation(
+        method="post",
+        path="/v1/admin/tenants/{tenant}/users",
+        operation_id="putUser",
+        summary="Add a user, or change one; suspend one",
+        detail="People who come with a token of the identity provider need no record; a suspended one keeps them out.",
+        tag="admin",
+        needs="admin",
+        request=api.NewUser,
+        answers={201: _ok(api.UserView)},
+    ),
+    Operation(
+        method="delete",
+        path="/v1/admin/tenants/{tenant}/users/{user}",
+        operation_id="removeUser",
+        summary="Remove a user",
+        tag="admin",
+        needs="admin",
+        answers={204: Answer(says="Removed, with all keys and logins.")},
+    ),
+    Operation(
+        method="get",
+        path="/v1/admin/tenants/{tenant}/keys",
+        operation_id="listKeys",
+        summary="A tenant's keys, oldest first; never the keys themselves",
+        tag="admin",
+        needs="admin",
+        answers={200: _ok(api.KeyList)},
+    ),
+    Operation(
+        method="post",
+        path="/v1/admin/tenants/{tenant}/keys",
+        operation_id="addKey",
+        summary="Make a key",
+        tag="admin",
+        needs="admin",
+        request=api.NewKey,
+        answers={201: _ok(api.ShownKey, "The key, which nobody can see again.")},
+    ),
+    Operation(
+        method="delete",
+        path="/v1/admin/tenants/{tenant}/keys/{key_id}",
+        operation_id="revokeKey",
+        summary="Revoke a key, for good",
+        tag="admin",
+        needs="admin",
+        answers={204: Answer(says="Revoked; logins that were made with it have ended.")},
+    ),
+    Operation(
         method="get",
         path="/v1/options",
         operation_id="getOptions",
@@ -386,7 +543,9 @@ OPERATIONS: tuple[Operation, ...] = (
         path="/v1/health",
         operation_id="getHealth",
         summary="Whether the server takes turns, and how it seals them",
+        detail="The numbers are those of the caller's own tenant; 0 for who is none.",
         tag="server",
+        needs="open",
         answers={200: _ok(api.Health)},
     ),
     Operation(
@@ -399,6 +558,7 @@ OPERATIONS: tuple[Operation, ...] = (
             "process exits. Queued turns run after the next start."
         ),
         tag="server",
+        needs="operator",
         answers={202: _ok(api.Health, "It has begun.")},
     ),
     Operation(
@@ -407,6 +567,7 @@ OPERATIONS: tuple[Operation, ...] = (
         operation_id="getEventSchema",
         summary="The events as a JSON Schema",
         tag="server",
+        needs="open",
         answers={200: Answer(says="OK.", contents=(Content(None, "application/schema+json"),))},
     ),
     Operation(
@@ -415,6 +576,7 @@ OPERATIONS: tuple[Operation, ...] = (
         operation_id="getOpenApi",
         summary="This document",
         tag="server",
+        needs="open",
         answers={200: Answer(says="OK.", contents=(Content(dict[str, Any]),))},
     ),
 )

@@ -66,7 +66,17 @@ def openapi(operations: Iterable[Operation] = OPERATIONS) -> Json:
         "servers": [{"url": "/"}],
         "tags": [{"name": tag} for tag in dict.fromkeys(operation.tag for operation in operations) if tag],
         "paths": paths,
-        "components": {"schemas": _components(named, "#/components/schemas/{name}", readers=True)},
+        "components": {
+            "schemas": _components(named, "#/components/schemas/{name}", readers=True),
+            "securitySchemes": {
+                "key": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "A key of this server, or a token of its identity provider. Without tenants: none.",
+                },
+                "login": {"type": "apiKey", "in": "cookie", "name": "hermetic_login"},
+            },
+        },
     }
 
 
@@ -89,6 +99,8 @@ def _operation(operation: Operation) -> Json:
             "required": bool(_required(operation.request)),
             "content": {"application/json": {"schema": _reference(operation.request)}},
         }
+    made["security"] = [] if operation.scope == "open" else [{"key": []}, {"login": []}]
+    made["x-needs"] = operation.scope
     made["responses"] = {str(status): _answer(answer) for status, answer in operation.answers.items()}
     made["responses"]["default"] = {
         "description": "A problem: whose fault it is and what to do about it.",

@@ -37,6 +37,7 @@ from hermetic.supervisor.identity import (
     scopes_of,
 )
 from hermetic.supervisor.store.identity import IdentityStore, Key, Login, Tenant, User
+from hermetic.supervisor.workspaces import resolve_workspace
 
 log = structlog.get_logger()
 
@@ -107,6 +108,17 @@ class Identities:
     def folder(self, tenant: str) -> Path:
         """Where the tenant's workspaces and profiles are."""
         return tenant_folder(self._data, tenant)
+
+    def roots(self, tenant: str, local: list[str]) -> list[str]:
+        """Where its sessions may choose a workspace; `local`: those of the configuration, which are the operator's."""
+        return local if tenant == LOCAL else self.tenant(tenant).workspace_roots
+
+    def workspace(self, tenant: str, asked: str | None, folder: str, local: list[str]) -> Path:
+        """See `resolve_workspace`. Blocks on the file system."""
+        roots = self.roots(tenant, local)
+        return resolve_workspace(
+            asked, session_id=folder, roots=roots, data_dir=self._data, own_dir=self.folder(tenant) / "workspaces"
+        )
 
     async def add_tenant(self, tenant: str, *, name: str = "", workspace_roots: list[str] | None = None) -> Tenant:
         if tenant == LOCAL or not is_tenant_name(tenant):

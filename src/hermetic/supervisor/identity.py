@@ -14,6 +14,7 @@ import hashlib
 import hmac
 import re
 import secrets
+from collections.abc import Collection
 from typing import Final, Literal, NamedTuple, get_args
 
 from msgspec import Struct
@@ -90,7 +91,7 @@ def is_user_name(name: str) -> bool:
     return _USER.fullmatch(name) is not None
 
 
-def scopes_of(names: list[str]) -> frozenset[Scope]:
+def scopes_of(names: Collection[str]) -> frozenset[Scope]:
     """The scopes among `names`, each with those below it: who may run may read, who is admin may both."""
     given: set[Scope] = {scope for scope in SCOPES if scope in names}
     if "admin" in given:

@@ -647,9 +647,9 @@ class LiveTurn:
         if (wanted := new_id(known)) is not None and not await self._is_free(wanted):
             known = msgspec.structs.replace(known, id_taken=True)
         if needs_earlier(known) and not known.id_taken:
-            messages = await self._store.messages(self.spec.session_id)
+            messages = await self._store.messages(self.spec.tenant, self.spec.session_id)
             known = msgspec.structs.replace(known, earlier=messages[: index_of_turn(messages, self.turn_id) + 1])
-        row = await self._store.session(self.spec.session_id)
+        row = await self._store.session(self.spec.tenant, self.spec.session_id)
         end = finish_of(known, row, self._config.limits, time.time(), brief=brief)
         await self._store.finish(end)
         if end.continue_as is not None:  # no checkpoint since the store has it

@@ -39,6 +39,7 @@ from hermetic.supervisor.ending import BEFORE_START, BY_USER, SERVER_DIED, SERVE
 from hermetic.supervisor.environment import base_environment, turn_environment
 from hermetic.supervisor.hub import Pulse, Reader
 from hermetic.supervisor.identities import Identities
+from hermetic.supervisor.identity import LOCAL, OPERATOR, Caller
 from hermetic.supervisor.ingest import Ingest
 from hermetic.supervisor.launchers import Launch, Launchers
 from hermetic.supervisor.run_turn import LiveTurn, Start
@@ -104,8 +105,8 @@ class Supervisor:
         self._running: set[str] = set()
         self._settled: dict[str, trio.Event] = {}
         """Of each turn in `_live`: set when it has ended and all that follows its end is done."""
-        self._arriving: dict[str, str] = {}
-        """Of turns that the store is being given: the session's id."""
+        self._arriving: dict[str, tuple[str, str]] = {}
+        """Of turns that the store is being given: the tenant and the session's id."""
         self._ballast = Ballast(data / "ballast")
         self.launchers = Launchers(
             nursery,
@@ -114,12 +115,12 @@ class Supervisor:
             idle_max=config.turns.launchers_idle_max,
         )
         self.identities = Identities(store.identities, data)
-        self.sessions = Sessions(config, store, data, self._ballast)
+        self.sessions = Sessions(config, store, self.identities, self._ballast)
 
     # --- turns ----------------------------------------------------------------------------------------------------
 
     async def start_turn(
-        self, session_id: str, new: api.NewTurn, *, asked: dict[str, Any] | None = None, tenant: str = "local"
+        self, session_id: str, new: api.NewTurn, *, by: Caller, asked: dict[str, Any] | None = None
     ) -> api.TurnView:
         """Saves the user's message and starts the turn, or queues it. Durable on return. `asked` is kept with it."""
         if self.draining.is_set():
@@ -129,9 +130,9 @@ class Supervisor:
         check_attachments(new.attachments)
         turn_id = secrets.token_hex(8)
         for _ in range(RETRY_CONTINUED):
-            self._arriving[turn_id] = session_id
+            self._arriving[turn_id] = by.tenant, session_id
             try:
-                return await self._enqueue(turn_id, message, new, asked or {}, tenant)
+                return await self._enqueue(turn_id, message, new, asked or {}, by)
             except SessionContinued:  # by a turn that has ended since we looked
                 continue
             finally:
@@ -139,17 +140,17 @@ class Supervisor:
         raise Conflict("the session keeps going on under other ids", hint="Send it again.")
 
     async def _enqueue(
-        self, turn_id: str, message: str, new: api.NewTurn, asked: dict[str, Any], tenant: str
+        self, turn_id: str, message: str, new: api.NewTurn, asked: dict[str, Any], by: Caller
     ) -> api.TurnView:
-        session = (await self.sessions.current(self._arriving[turn_id])).session
-        self._arriving[turn_id] = session.session_id
+        session = (await self.sessions.current(*self._arriving[turn_id])).session
+        self._arriving[turn_id] = by.tenant, session.session_id
         self.sessions.check_names(session.agent, session.profile)
-        workspace = await self.sessions.workspace(session.session_id)
+        workspace = await self.sessions.workspace(session.session_id, by=by)
         now = time.time()
         spec = TurnSpec(
             turn_id=turn_id,
             session_id=session.session_id,
-            tenant=tenant,
+            tenant=by.tenant,
             agent=session.agent,
             profile=session.profile,
             workspace=str(workspace),
@@ -176,7 +177,7 @@ class Supervisor:
             return self._view(turn_row)
         # No checkpoint since the store has it: a client that hangs up changes nothing. But a turn that ended in the same
         # commit, right after, may have been heard of first.
-        spec = msgspec.structs.replace(spec, session_id=self._arriving[turn_id])
+        spec = msgspec.structs.replace(spec, session_id=self._arriving[turn_id][1])
         turn_row = msgspec.structs.replace(turn_row, spec=spec)
         live = self._admit(turn_row)
         self._dispatch()
@@ -188,24 +189,33 @@ class Supervisor:
         await live.announce_queued(self._queue_position(live.turn_id) or 1)
         self._forget_ended(live)  # the store may have refused
 
-    async def session_turns(self, session_id: str) -> list[api.TurnView]:
-        await self.sessions.row(session_id)
-        return [self._view(row) for row in await self.store.session_turns(session_id)]
+    async def session_turns(self, session_id: str, *, by: Caller) -> list[api.TurnView]:
+        await self.sessions.row(by.tenant, session_id)
+        return [self._view(row) for row in await self.store.session_turns(by.tenant, session_id)]
 
-    async def turns(self, *, limit: int, tenant: str = "local") -> list[api.TurnView]:
+    async def turns(self, *, by: Caller, limit: int) -> list[api.TurnView]:
         """Those that have not ended, oldest first, and then up to `limit` that have, newest first. Without snapshots."""
-        live = [turn for turn in self._live.values() if turn.spec.tenant == tenant]
+        live = [turn for turn in self._live.values() if turn.spec.tenant == by.tenant]
         rows = [row for turn in live if (row := await self.store.turn(turn.turn_id)) and row.ended_at is None]
-        rows += await self.store.recent_turns(tenant, limit=limit)
+        rows += await self.store.recent_turns(by.tenant, limit=limit)
         return [msgspec.structs.replace(self._view(row), snapshot=None) for row in rows]
 
-    async def turn(self, turn_id: str) -> api.TurnView:
-        return self._view(await self._turn(turn_id))
+    async def turn(self, turn_id: str, *, by: Caller) -> api.TurnView:
+        return self._view(await self._turn(turn_id, by))
 
-    async def cancel(self, turn_id: str) -> api.Accepted:
+    async def cancel(self, turn_id: str, *, by: Caller) -> api.Accepted:
         """Durable and idempotent; accepted in every state."""
-        row = await self._turn(turn_id)
+        row = await self._turn(turn_id, by)
         return await self._whole(partial(self._cancel, row))
+
+    async def cancel_all(self, tenant: str) -> None:
+        """All turns of a tenant that have not ended: it was suspended."""
+        for live in [live for live in self._live.values() if live.spec.tenant == tenant]:
+            await self._whole(partial(self._cancel_turn, live.turn_id))
+
+    async def _cancel_turn(self, turn_id: str) -> None:
+        if (row := await self.store.turn(turn_id)) is not None:
+            await self._cancel(row)
 
     async def _cancel(self, row: TurnRow) -> api.Accepted:
         turn_id = row.spec.turn_id
@@ -213,22 +223,22 @@ class Supervisor:
         if live := self._live.get(turn_id):
             await live.stop("cancelled", BEFORE_START if live.state.phase is Phase.QUEUED else BY_USER)
             if live.ended.is_set() and turn_id not in self._running:
-                await self._write_webui_state(live.spec.session_id)
+                await self._write_webui_state(live.spec)
             self._forget_ended(live)
             return api.Accepted(turn_id=turn_id, state=live.state.name)
         return api.Accepted(turn_id=turn_id, state=row.state)
 
-    async def approve(self, turn_id: str, approval_id: str, choice: events.Choice) -> api.ApprovalView:
-        live = await self._live_turn(turn_id)
+    async def approve(self, turn_id: str, approval_id: str, choice: events.Choice, *, by: Caller) -> api.ApprovalView:
+        live = await self._live_turn(turn_id, by)
         settled = await self._whole(partial(live.approve, approval_id, choice))
         return api.ApprovalView(approval_id=approval_id, choice=settled)
 
-    async def answer(self, turn_id: str, clarify_id: str, text: str) -> api.ClarifyView:
-        live = await self._live_turn(turn_id)
+    async def answer(self, turn_id: str, clarify_id: str, text: str, *, by: Caller) -> api.ClarifyView:
+        live = await self._live_turn(turn_id, by)
         return api.ClarifyView(clarify_id=clarify_id, text=await self._whole(partial(live.answer, clarify_id, text)))
 
-    async def steer(self, turn_id: str, message: str) -> api.Accepted:
-        live = await self._live_turn(turn_id)
+    async def steer(self, turn_id: str, message: str, *, by: Caller) -> api.Accepted:
+        live = await self._live_turn(turn_id, by)
         await self._whole(partial(live.steer, check_message(message, self.config.limits.message_bytes_max)))
         return api.Accepted(turn_id=turn_id, state=live.state.name)
 
@@ -255,16 +265,17 @@ class Supervisor:
             raise Draining("the server is about to stop")
         return ended[0].unwrap()
 
-    async def _turn(self, turn_id: str) -> TurnRow:
+    async def _turn(self, turn_id: str, by: Caller) -> TurnRow:
+        """A turn of another tenant is none."""
         row = await self.store.turn(turn_id)
-        if row is None:
+        if row is None or row.spec.tenant != by.tenant:
             raise NotFound(f"there is no turn {turn_id[:40]}")
         return row
 
-    async def _live_turn(self, turn_id: str) -> LiveTurn:
-        if live := self._live.get(turn_id):
+    async def _live_turn(self, turn_id: str, by: Caller) -> LiveTurn:
+        if (live := self._live.get(turn_id)) and live.spec.tenant == by.tenant:
             return live
-        row = await self._turn(turn_id)
+        row = await self._turn(turn_id, by)
         raise Conflict(f"this turn has ended: {row.state}", hint="Start a new turn.")
 
     def _view(self, row: TurnRow) -> api.TurnView:
@@ -305,41 +316,41 @@ class Supervisor:
             on_storage_error=self._ballast.drop,
             launchers=self.launchers,
             ingest=self.ingest,
-            on_continued=self._continued,
-            is_free=self.sessions.is_free,
+            on_continued=partial(self._continued, row.spec.tenant),
+            is_free=partial(self.sessions.is_free, row.spec.tenant),
             last_seq=row.last_seq,
         )
         self._live[row.spec.turn_id] = live
         self._settled[row.spec.turn_id] = trio.Event()
         return live
 
-    def _continued(self, before: str, after: str) -> None:
+    def _continued(self, tenant: str, before: str, after: str) -> None:
         """A session goes on under another id, and so do its turns that wait or are on their way to the queue."""
         for live in self._live.values():
-            if live.spec.session_id == before:
+            if (live.spec.tenant, live.spec.session_id) == (tenant, before):
                 live.spec = msgspec.structs.replace(live.spec, session_id=after)
-        for turn_id, session_id in self._arriving.items():
-            if session_id == before:
-                self._arriving[turn_id] = after
+        for turn_id, session in self._arriving.items():
+            if session == (tenant, before):
+                self._arriving[turn_id] = tenant, after
         log.info("session_continued", before=before, after=after)
 
     def _dispatch(self) -> None:
         """Starts every queued turn that may run now: a place is free and its session is idle."""
-        busy = {live.spec.session_id for live in self._live.values() if live.turn_id in self._running}
+        busy = {_session(live) for live in self._live.values() if live.turn_id in self._running}
         for live in list(self._live.values()):
             if len(self._running) >= self.config.turns.concurrent_max or self.draining.is_set():
                 return
-            if live.turn_id in self._running or live.spec.session_id in busy or live.state.phase is not Phase.QUEUED:
-                busy.add(live.spec.session_id)
+            if live.turn_id in self._running or _session(live) in busy or live.state.phase is not Phase.QUEUED:
+                busy.add(_session(live))
                 continue
-            busy.add(live.spec.session_id)
+            busy.add(_session(live))
             self._running.add(live.turn_id)
             self._nursery.start_soon(self._run, live)
 
     async def _run(self, live: LiveTurn) -> None:
         try:
             await live.run()
-            await self._write_webui_state(live.spec.session_id)
+            await self._write_webui_state(live.spec)
         except Exception:  # run() ends every turn; if it fails in that, the others go on all the same
             log.exception("turn_lost_hold", turn_id=live.turn_id)
         finally:
@@ -353,13 +364,13 @@ class Supervisor:
                 settled.set()
             self._dispatch()
 
-    async def _write_webui_state(self, session_id: str) -> None:
-        """As good as it goes: a turn has ended, whatever becomes of the file."""
-        if self.config.webui.state_dir is None:
+    async def _write_webui_state(self, spec: TurnSpec) -> None:
+        """As good as it goes: a turn has ended, whatever becomes of the file. The web UI is one tenant's, `local`."""
+        if self.config.webui.state_dir is None or spec.tenant != LOCAL:
             return
-        state_dir = Path(self.config.webui.state_dir)
+        state_dir, session_id = Path(self.config.webui.state_dir), spec.session_id
         try:
-            view = await self.sessions.view(session_id)
+            view = await self.sessions.view(session_id, by=OPERATOR)
             with trio.move_on_after(WEBUI_STATE_S) as scope:
                 await trio.to_thread.run_sync(write_session_file, state_dir, view, abandon_on_cancel=True)
             if scope.cancelled_caught:
@@ -382,10 +393,10 @@ class Supervisor:
         self.sessions.check_names(spec.agent, spec.profile)
         agent = self.config.agents[spec.agent]
         profile = self.config.profiles[spec.profile]
-        home = Path(profile.home).expanduser() if profile.home else self.data / "profiles" / spec.profile
+        home = self._home(spec, profile.home)
         await trio.to_thread.run_sync(lambda: home.mkdir(parents=True, exist_ok=True))
-        session = (await self.sessions.row(spec.session_id)).session
-        earlier = await self.store.messages(spec.session_id)
+        session = (await self.sessions.row(spec.tenant, spec.session_id)).session
+        earlier = await self.store.messages(spec.tenant, spec.session_id)
         history = earlier[: index_of_turn(earlier, spec.turn_id)]
         environment = base_environment(
             agent,
@@ -442,20 +453,28 @@ class Supervisor:
             ),
         )
 
+    def _home(self, spec: TurnSpec, configured: str | None) -> Path:
+        """Of the profile; a configured one is the operator's alone, for what an agent keeps there is its tenant's."""
+        if configured and spec.tenant == LOCAL:
+            return Path(configured).expanduser()
+        return self.identities.folder(spec.tenant) / "profiles" / spec.profile
+
     def is_queued(self, turn_id: str) -> bool:
         live = self._live.get(turn_id)
         return live is not None and live.state.phase is Phase.QUEUED
 
     # --- readers --------------------------------------------------------------------------------------------------
 
-    async def reader(self, turn_id: str, cursor: Cursor | None) -> tuple[Reader, events.Reset | None] | None:
+    async def reader(
+        self, turn_id: str, cursor: Cursor | None, *, by: Caller
+    ) -> tuple[Reader, events.Reset | None] | None:
         """A reader after `cursor`. None: the turn has ended and the cursor has seen all of it.
 
         A cursor that is not one of this turn's (another turn's, or from the future; seq -1 stands for unreadable) gives
         a `Reset` with a snapshot, and a reader after it.
         """
         live = self._live.get(turn_id)  # before the row: a turn that is not live now has its end in the row
-        row = await self._turn(turn_id)
+        row = await self._turn(turn_id, by)
         last_seq = live.feed.last_seq if live else row.last_seq
         after = cursor.seq if cursor else 0
         feed = live.feed if live else None
@@ -471,12 +490,12 @@ class Supervisor:
         snapshot = fold.snapshot(turn_id, live.state.name if live else row.state)
         return Reader(turn_id, snapshot.seq, feed, self.store), events.Reset(reason=reason, snapshot=snapshot)
 
-    async def wait_events(self, turn_id: str, after: int, *, wait_s: float, bytes_max: int) -> list[Entry]:
+    async def wait_events(self, turn_id: str, after: int, *, by: Caller, wait_s: float, bytes_max: int) -> list[Entry]:
         """The journal's next events after `after`; waits up to `wait_s` for the first. Empty: there was none.
 
         Does not wait for a turn that has ended, nor for one that stays queued while the server drains.
         """
-        await self._turn(turn_id)
+        await self._turn(turn_id, by)
         live = self._live.get(turn_id)
         if live:
             with trio.move_on_after(wait_s):
@@ -512,7 +531,7 @@ class Supervisor:
             and live.feed.readers == 0
             and not live.feed.closed
         ):
-            await self.cancel(reader.turn_id)
+            await self._whole(partial(self._cancel_turn, reader.turn_id))
 
     async def _fold_journal(self, turn_id: str) -> Fold:
         fold, after = Fold(), 0
@@ -524,7 +543,7 @@ class Supervisor:
 
     # --- the host -------------------------------------------------------------------------------------------------
 
-    def options(self) -> api.Choices:
+    def options(self, *, by: Caller) -> api.Choices:
         return api.Choices(
             agents=[
                 api.AgentView(name=name, adapter=agent.adapter, description=agent.description)
@@ -533,20 +552,21 @@ class Supervisor:
             default_agent=default_agent(self.config),
             profiles=list(self.config.profiles),
             default_profile=self.config.default_profile,
-            workspace_roots=self.config.workspaces.roots,
+            workspace_roots=self.identities.roots(by.tenant, self.config.workspaces.roots),
         )
 
-    async def health(self) -> api.Health:
-        queued = sum(1 for t in self._live if t not in self._running)
+    async def health(self, *, by: Caller) -> api.Health:
+        """With the numbers of the caller's tenant."""
+        own = {turn_id for turn_id, live in self._live.items() if live.spec.tenant == by.tenant}
         return api.Health(
             status="draining" if self.draining.is_set() else "ok",
             version=__version__,
             protocol=PROTOCOL_VERSION,
             level=self.seal.level,
             seal=self.seal,
-            sessions=await self.store.count_sessions(),
-            active_turns=len(self._running),
-            queued_turns=queued,
+            sessions=await self.store.count_sessions(by.tenant),
+            active_turns=len(own & self._running),
+            queued_turns=len(own - self._running),
             uptime_s=round(time.time() - self.started_at, 3),
             heartbeat_s=self.config.stream.heartbeat_s,
         )
@@ -604,13 +624,18 @@ class Supervisor:
             cause=cancelled if row.cancel_requested else SERVER_DIED,
         )
         await self.store.finish(finish_of(known, None, self.config.limits, time.time()))
-        await self._write_webui_state(row.spec.session_id)
+        await self._write_webui_state(row.spec)
         log.warning("turn_recovered", turn_id=turn_id, state=known.verdict, events=row.last_seq)
 
 
 def hermes_files(home: Path) -> list[str]:
     """A profile's own settings, which hermes-agent may read when it is imported."""
     return [str(home / name) for name in ("config.yaml", ".env")]
+
+
+def _session(live: LiveTurn) -> tuple[str, str]:
+    """Which session: two tenants may call theirs the same."""
+    return live.spec.tenant, live.spec.session_id
 
 
 def _admission_change(spec: TurnSpec, model: str | None) -> Change:

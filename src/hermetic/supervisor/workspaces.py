@@ -30,17 +30,24 @@ _ECHO_CHARACTERS = 200
 """Of what was asked, in an error: enough to recognise it."""
 
 
-def resolve_workspace(asked: str | None, *, session_id: str, roots: Iterable[str | Path], data_dir: str | Path) -> Path:
+def resolve_workspace(
+    asked: str | None,
+    *,
+    session_id: str,
+    roots: Iterable[str | Path],
+    data_dir: str | Path,
+    own_dir: str | Path | None = None,
+) -> Path:
     """The folder in which the session's agent works: real, absolute, there.
 
-    None: `<data_dir>/workspaces/<session_id>`, which is made (mode 0700) when it is not there. Else the folder that was
+    None: `<own_dir>/<session_id>`, or `<data_dir>/workspaces/<session_id>`, which is made (mode 0700) when it is not there. Else the folder that was
     asked for, when it is the session's own or is inside one of `roots`; never one that holds the server's data, and
     never the system's folders or one in the server's data, unless a root that lies there says so. Blocks on the file
     system.
     Raises `UnknownWorkspace` and `WorkspaceNotAllowed`; of the host's paths they name only the one that was asked for.
     """
     data = Path(os.path.realpath(data_dir))
-    own = data / "workspaces" / session_id
+    own = (data / "workspaces" if own_dir is None else data / Path(own_dir).relative_to(data_dir)) / session_id
     if not _is_plain(session_id):
         raise UnknownWorkspace("the session's id cannot name a folder")
     if asked is None or asked == str(own):  # before links are followed: one may have taken its place

@@ -18,8 +18,8 @@ from hermetic.protocol.errors import (
     NotFound,
     QueueFull,
     TooLarge,
-    Unauthorized,
 )
+from hermetic.web.edge import request_id
 
 log = structlog.get_logger()
 
@@ -38,6 +38,7 @@ def problem_response(error: HermeticError) -> Response:
         fault=error.fault,
         hint=error.hint,
         turn_id=error.extra.get("turn_id"),
+        request_id=request_id(),
         quota=error.extra.get("quota"),
         limit=error.extra.get("limit"),
     )
@@ -45,8 +46,6 @@ def problem_response(error: HermeticError) -> Response:
     response.headers["Cache-Control"] = "no-store"
     if isinstance(error, QueueFull | Draining):
         response.headers["Retry-After"] = str(error.extra.get("retry_after_s", RETRY_AFTER_S))
-    if isinstance(error, Unauthorized):
-        response.headers["WWW-Authenticate"] = "Bearer"
     return response
 
 

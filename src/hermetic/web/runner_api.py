@@ -7,7 +7,6 @@ Members that we do not know are kept with the turn, and nulls stand for what is 
 
 from __future__ import annotations
 
-import hmac
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,18 +19,17 @@ from quart import Blueprint, Response, request
 from hermetic.protocol import api, events
 from hermetic.protocol.errors import (
     ClientError,
-    ConfigError,
     Conflict,
     HermeticError,
     NotSupported,
     SessionBusy,
-    Unauthorized,
 )
 from hermetic.protocol.sse import parse_cursor
 from hermetic.supervisor.store.interface import Entry
 from hermetic.supervisor.supervisor import Supervisor
 from hermetic.supervisor.workspaces import check_message
 from hermetic.web import uploads
+from hermetic.web.auth import RUNNER, caller
 from hermetic.web.seed_api import BUSY_HINT, whole_done
 from hermetic.web.v1 import body, json_response, number
 
@@ -58,14 +56,7 @@ def status_of(state: events.StateName) -> api.RunStatus:
 
 
 def blueprint(supervisor: Supervisor) -> Blueprint:
-    runs = Blueprint("runs", __name__)
-    key = _key(supervisor.config.server.runner_api_key_env)
-
-    @runs.before_request
-    async def authorize() -> None:
-        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        if key and not (scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), key)):
-            raise Unauthorized("this address needs the runner's key")
+    runs = Blueprint(RUNNER, __name__)
 
     @runs.post("/v1/runs")
     async def start_run() -> Response:
@@ -78,16 +69,16 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
 
     @runs.get("/v1/runs/<run_id>")
     async def get_run(run_id: str) -> Response:
-        return json_response(_view(await supervisor.turn(run_id)))
+        return json_response(_view(await supervisor.turn(run_id, by=caller())))
 
     @runs.get("/v1/runs/<run_id>/events")
     async def poll_run(run_id: str) -> Response:
         hold_s = number("wait_s", float, HOLD_S, 0, HOLD_S)
-        turn = await supervisor.turn(run_id)
+        turn = await supervisor.turn(run_id, by=caller())
         cursor = parse_cursor(request.args.get("cursor", ""), run_id)
         usable = cursor is not None and cursor.turn_id == run_id and cursor.seq <= turn.last_seq
         after = cursor.seq if cursor and usable else 0
-        entries = await supervisor.wait_events(run_id, after, wait_s=hold_s, bytes_max=ANSWER_BYTES)
+        entries = await supervisor.wait_events(run_id, after, wait_s=hold_s, bytes_max=ANSWER_BYTES, by=caller())
         if any(entry.name in ENDS for entry in entries):
             await supervisor.wait_settled(run_id)  # the page reads the session's file next
         last = entries[-1].seq if entries else after
@@ -101,26 +92,26 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
 
     @runs.post("/v1/runs/<run_id>/cancel")
     async def cancel_run(run_id: str) -> Response:
-        accepted = await supervisor.cancel(run_id)
+        accepted = await supervisor.cancel(run_id, by=caller())
         return json_response(api.RunControl(ok=True, status=status_of(accepted.state), run_id=run_id))
 
     @runs.post("/v1/runs/<run_id>/approval")
     async def approve(run_id: str) -> Response:
         given = await body(api.GiveRunApproval, empty=True)
-        approval_id = given.approval_id or _view(await supervisor.turn(run_id)).pending_approval_id
+        approval_id = given.approval_id or _view(await supervisor.turn(run_id, by=caller())).pending_approval_id
         if approval_id is None:
             raise Conflict("nothing waits for an approval in this run")
-        resolved = await supervisor.approve(run_id, approval_id, given.choice)
+        resolved = await supervisor.approve(run_id, approval_id, given.choice, by=caller())
         return json_response(api.RunControl(ok=True, status=resolved.choice, run_id=run_id))
 
     @runs.post("/v1/runs/<run_id>/clarifications/<clarify_id>/respond")
     async def answer(run_id: str, clarify_id: str) -> Response:
-        await supervisor.answer(run_id, clarify_id, (await body(api.GiveRunAnswer)).response)
+        await supervisor.answer(run_id, clarify_id, (await body(api.GiveRunAnswer)).response, by=caller())
         return json_response(api.RunControl(ok=True, status="answered", run_id=run_id))
 
     @runs.post("/v1/runs/<run_id>/messages")
     async def steer(run_id: str) -> Response:
-        await supervisor.steer(run_id, (await body(api.GiveRunMessage)).message)
+        await supervisor.steer(run_id, (await body(api.GiveRunMessage)).message, by=caller())
         return json_response(api.RunControl(ok=True, status="accepted", run_id=run_id))
 
     @runs.get("/v1/sessions/<session_id>/goal")
@@ -134,18 +125,6 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
     return runs
 
 
-def _key(variable: str | None) -> bytes:
-    """The bearer that is asked for; empty: none. Raises `ConfigError`: a missing key must not open the door."""
-    if variable is None:
-        return b""
-    if not (key := os.environ.get(variable, "").strip()):
-        raise ConfigError(
-            f"server.runner_api_key_env names {variable}, and the server's environment does not have it",
-            hint="Set the variable for the server and, as HERMES_WEBUI_RUNNER_API_KEY, for the web UI.",
-        )
-    return key.encode()
-
-
 async def _start(supervisor: Supervisor) -> api.RunStarted:
     kept = await body(dict[str, Any])
     try:
@@ -156,8 +135,8 @@ async def _start(supervisor: Supervisor) -> api.RunStarted:
     session = await _session(supervisor, asked)
     attachments = await _attachments(supervisor, session, asked.attachments or [])
     new = api.NewTurn(message=asked.message, attachments=attachments, model=_model(asked))
-    turn = await supervisor.start_turn(session.session_id, new, asked=kept)
-    titled = await supervisor.sessions.find(session.session_id)
+    turn = await supervisor.start_turn(session.session_id, new, asked=kept, by=caller())
+    titled = await supervisor.sessions.find(session.session_id, by=caller())
     return api.RunStarted(
         run_id=turn.turn_id,
         stream_id=turn.turn_id,
@@ -189,12 +168,14 @@ async def _session(supervisor: Supervisor, asked: api.NewRun) -> api.CompactSess
     Raises `SessionBusy` before anything is changed.
     """
     wanted = {name: value for name in ("workspace", "profile") if (value := getattr(asked, name))}
-    found = await supervisor.sessions.find_current(asked.session_id) if asked.session_id else None
+    found = await supervisor.sessions.find_current(asked.session_id, by=caller()) if asked.session_id else None
     if found is None:
         try:
-            return await supervisor.sessions.create(api.NewSession(**wanted), session_id=asked.session_id or None)
+            return await supervisor.sessions.create(
+                api.NewSession(**wanted), session_id=asked.session_id or None, by=caller()
+            )
         except Conflict:  # another run of the same session was quicker
-            found = await supervisor.sessions.find_current(asked.session_id or "")
+            found = await supervisor.sessions.find_current(asked.session_id or "", by=caller())
             if found is None:
                 raise
     if found.active_turn_id:
@@ -202,7 +183,7 @@ async def _session(supervisor: Supervisor, asked: api.NewRun) -> api.CompactSess
             f"run {found.active_turn_id} of this session has not ended", hint=BUSY_HINT, turn_id=found.active_turn_id
         )
     if any(getattr(found, name) != value for name, value in wanted.items()):
-        return await supervisor.sessions.change(found.session_id, api.ChangeSession(**wanted))
+        return await supervisor.sessions.change(found.session_id, api.ChangeSession(**wanted), by=caller())
     return found
 
 
@@ -211,7 +192,7 @@ async def _attachments(supervisor: Supervisor, session: api.CompactSession, atta
     are copied into the workspace, for an agent sees no other folder."""
     if not attachments:
         return []
-    workspace = await supervisor.sessions.workspace(session.session_id)
+    workspace = await supervisor.sessions.workspace(session.session_id, by=caller())
     state_dir = supervisor.config.webui.state_dir
     inbox = Path(state_dir) / "attachments" if state_dir else None
     return [await trio.to_thread.run_sync(_attachment, each, workspace, inbox) for each in attachments]
@@ -261,5 +242,5 @@ def _view(turn: api.TurnView) -> api.RunView:
 
 
 async def _event(supervisor: Supervisor, run_id: str, entry: Entry) -> api.RunEvent:
-    data = await whole_done(supervisor, entry.data) if entry.name == "done" else entry.data
+    data = await whole_done(supervisor, entry.data, by=caller()) if entry.name == "done" else entry.data
     return api.RunEvent(event_id=f"{run_id}:{entry.seq}", seq=entry.seq, event=entry.name, payload=msgspec.Raw(data))

@@ -29,9 +29,11 @@ from hermetic.protocol.errors import (
     SessionBusy,
     TooLarge,
 )
+from hermetic.supervisor.identity import Caller
 from hermetic.supervisor.supervisor import Supervisor
 from hermetic.supervisor.workspaces import check_message
 from hermetic.web import uploads
+from hermetic.web.auth import caller
 from hermetic.web.stream import turn_stream
 from hermetic.web.v1 import PAGE_MAX, body, json_response
 
@@ -62,12 +64,12 @@ def whole_shape(session: api.SessionView) -> Json:
     }
 
 
-async def whole_done(supervisor: Supervisor, data: bytes) -> bytes:
+async def whole_done(supervisor: Supervisor, data: bytes, *, by: Caller) -> bytes:
     """A `done` event's JSON with the whole session in it: in the journal it has this turn's messages alone. The
     session is the one that goes on, when the turn has changed its id."""
     done = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
     try:
-        view = await supervisor.sessions.view(msgspec.json.decode(done["session"], type=_Named).session_id)
+        view = await supervisor.sessions.view(msgspec.json.decode(done["session"], type=_Named).session_id, by=by)
     except NotFound:  # deleted while it was read
         return data
     return msgspec.json.encode(done | {"session": whole_shape(view)})
@@ -110,10 +112,11 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
             raise SessionBusy("session already has an active stream", hint=BUSY_HINT, turn_id=session.active_turn_id)
         workspace = text(given, "workspace")
         if workspace and workspace != session.workspace:
-            await supervisor.sessions.change(session.session_id, api.ChangeSession(workspace=workspace))
+            await supervisor.sessions.change(session.session_id, api.ChangeSession(workspace=workspace), by=caller())
         turn = await supervisor.start_turn(
             session.session_id,
             api.NewTurn(message=message, attachments=_names(given), model=text(given, "model")),
+            by=caller(),
         )
         return json_response({"stream_id": turn.turn_id, "session_id": turn.session_id})
 
@@ -133,7 +136,7 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
     async def stream_status() -> Response:
         turn_id = request.args.get("stream_id", "")
         try:
-            active = not (await supervisor.turn(turn_id)).ended
+            active = not (await supervisor.turn(turn_id, by=caller())).ended
         except NotFound:
             active = False
         return json_response({"active": active, "stream_id": turn_id})
@@ -144,16 +147,16 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
             raise MethodNotAllowed("cancel with GET")
         turn_id = query("stream_id")
         try:
-            cancelled = not (await supervisor.turn(turn_id)).ended
+            cancelled = not (await supervisor.turn(turn_id, by=caller())).ended
             if cancelled:
-                await supervisor.cancel(turn_id)
+                await supervisor.cancel(turn_id, by=caller())
         except NotFound:
             cancelled = False
         return json_response({"ok": True, "cancelled": cancelled, "stream_id": turn_id})
 
     @seed.get("/api/approval/pending")
     async def pending() -> Response:
-        session = await supervisor.sessions.find_current(query("session_id"))
+        session = await supervisor.sessions.find_current(query("session_id"), by=caller())
         asked = await _approvals(supervisor, session)
         shape = msgspec.to_builtins(asked[0]) | {"pending_count": len(asked)} if asked else None
         return json_response({"pending": shape, "pending_count": len(asked)})
@@ -167,7 +170,7 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
         approval_id = text(given, "approval_id") or (asked[0].approval_id if asked else None)
         if approval_id is None or session.active_turn_id is None:
             raise Conflict("nothing waits for an approval in this session")
-        resolved = await supervisor.approve(session.active_turn_id, approval_id, choice)
+        resolved = await supervisor.approve(session.active_turn_id, approval_id, choice, by=caller())
         return json_response({"ok": True, "choice": resolved.choice})
 
     # --- sessions -------------------------------------------------------------------------------------------------
@@ -178,13 +181,14 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
         made = await supervisor.sessions.create(
             api.NewSession(
                 workspace=text(given, "workspace"), model=text(given, "model"), profile=text(given, "profile")
-            )
+            ),
+            by=caller(),
         )
         return json_response({"session": compact_shape(made) | {"messages": [], "tool_calls": []}})
 
     @seed.get("/api/session")
     async def get_session() -> Response:
-        return json_response({"session": whole_shape(await supervisor.sessions.view(query("session_id")))})
+        return json_response({"session": whole_shape(await supervisor.sessions.view(query("session_id"), by=caller()))})
 
     @seed.get("/api/sessions")
     async def sessions() -> Response:
@@ -199,7 +203,7 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
         hits = [shape | {"match_type": "title"} for shape in known if wanted.casefold() in shape["title"].casefold()]
         if request.args.get("content", "1") == "1":
             by_title = {hit["session_id"] for hit in hits}
-            in_content = await supervisor.sessions.search_compact(wanted, limit=PAGE_MAX)
+            in_content = await supervisor.sessions.search_compact(wanted, limit=PAGE_MAX, by=caller())
             hits += [
                 compact_shape(hit) | {"match_type": "content"} for hit in in_content if hit.session_id not in by_title
             ]
@@ -211,33 +215,37 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
         session = await found(given)
         if (title := given.get("title")) is None:
             raise ClientError("Missing required field(s): title")
-        return changed(await supervisor.sessions.change(session.session_id, api.ChangeSession(title=str(title)[:80])))
+        return changed(
+            await supervisor.sessions.change(session.session_id, api.ChangeSession(title=str(title)[:80]), by=caller())
+        )
 
     @seed.post("/api/session/update")
     async def update() -> Response:
         given = await body(Json)
         session = await found(given)
         workspace, model = text(given, "workspace") or UNSET, text(given, "model") or UNSET
-        await supervisor.sessions.change(session.session_id, api.ChangeSession(workspace=workspace, model=model))
-        return json_response({"session": whole_shape(await supervisor.sessions.view(session.session_id))})
+        await supervisor.sessions.change(
+            session.session_id, api.ChangeSession(workspace=workspace, model=model), by=caller()
+        )
+        return json_response({"session": whole_shape(await supervisor.sessions.view(session.session_id, by=caller()))})
 
     @seed.post("/api/session/pin")
     async def pin() -> Response:
         given = await body(Json)
         change = api.ChangeSession(pinned=bool(given.get("pinned", True)))
-        return changed(await supervisor.sessions.change((await found(given)).session_id, change))
+        return changed(await supervisor.sessions.change((await found(given)).session_id, change, by=caller()))
 
     @seed.post("/api/session/archive")
     async def archive() -> Response:
         given = await body(Json)
         change = api.ChangeSession(archived=bool(given.get("archived", True)))
-        return changed(await supervisor.sessions.change((await found(given)).session_id, change))
+        return changed(await supervisor.sessions.change((await found(given)).session_id, change, by=caller()))
 
     @seed.post("/api/session/delete")
     async def delete() -> Response:
         given = await body(Json)
         try:
-            await supervisor.sessions.delete(required(given, "session_id"))
+            await supervisor.sessions.delete(required(given, "session_id"), by=caller())
         except NotFound:
             pass  # the page asks for the same again when an answer was lost
         return json_response({"ok": True})
@@ -245,7 +253,7 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
     @seed.post("/api/session/clear")
     async def clear() -> Response:
         session = await found(await body(Json))
-        view = await supervisor.sessions.truncate(session.session_id, 0, untitled=True)
+        view = await supervisor.sessions.truncate(session.session_id, 0, untitled=True, by=caller())
         return json_response({"ok": True, "session": compact_shape(view)})
 
     @seed.post("/api/session/truncate")
@@ -254,12 +262,12 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
         keep = given.get("keep_count")
         if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0:
             raise ClientError("keep_count must be a number of messages, 0 or more")
-        view = await supervisor.sessions.truncate((await found(given)).session_id, keep)
+        view = await supervisor.sessions.truncate((await found(given)).session_id, keep, by=caller())
         return json_response({"ok": True, "session": whole_shape(view)})
 
     @seed.get("/api/session/export")
     async def export() -> Response:
-        view = await supervisor.sessions.view(query("session_id"))
+        view = await supervisor.sessions.view(query("session_id"), by=caller())
         response = json_response(whole_shape(view))
         response.headers["Content-Disposition"] = f'attachment; filename="hermes-{view.session_id}.json"'
         return response
@@ -271,7 +279,7 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
         if "name" not in given:
             raise ClientError("Missing required field: name")
         name = (text(given, "name") or "").strip() or None
-        await supervisor.sessions.change(session.session_id, api.ChangeSession(personality=name))
+        await supervisor.sessions.change(session.session_id, api.ChangeSession(personality=name), by=caller())
         # The profile's configuration has the prompt, and the agent reads it there when a turn starts.
         return json_response({"ok": True, "personality": name, "prompt": ""})
 
@@ -283,13 +291,13 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
         with form.file:
             session = await found(dict(form.fields))
             name = uploads.safe_name(form.filename)
-            workspace = await supervisor.sessions.workspace(session.session_id)
+            workspace = await supervisor.sessions.workspace(session.session_id, by=caller())
             path: Path = await trio.to_thread.run_sync(uploads.place, form.file, workspace, name)
         return json_response({"filename": name, "path": str(path), "size": form.size})
 
     @seed.get("/health")
     async def health() -> Response:
-        now = await supervisor.health()
+        now = await supervisor.health(by=caller())
         return json_response(
             {
                 "status": now.status,
@@ -305,7 +313,7 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
         """`current`: the one that goes on, where the named one has been continued under another id."""
         session_id = required(given, "session_id")
         sessions = supervisor.sessions
-        session = await (sessions.find_current if current else sessions.find)(session_id)
+        session = await (sessions.find_current if current else sessions.find)(session_id, by=caller())
         if session is None:
             raise NotFound("Session not found")
         return session
@@ -315,7 +323,7 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
         shapes: list[Json] = []
         before: float | None = None
         while len(shapes) < LIST_MAX:
-            page = await supervisor.sessions.page(before=before, limit=PAGE_MAX, archived=None)
+            page = await supervisor.sessions.page(before=before, limit=PAGE_MAX, archived=None, by=caller())
             shapes += [compact_shape(session) for session in page.sessions]
             if (before := page.next_before) is None:
                 break
@@ -370,11 +378,11 @@ async def _approvals(supervisor: Supervisor, session: api.CompactSession | None)
     """What the session's turn waits for, oldest first."""
     if session is None or session.active_turn_id is None:
         return []
-    turn = await supervisor.turn(session.active_turn_id)
+    turn = await supervisor.turn(session.active_turn_id, by=caller())
     return [ask for ask in turn.pending if isinstance(ask, events.Approval)]
 
 
-async def _whole(supervisor: Supervisor, chunk: bytes) -> bytes:
+async def _whole(supervisor: Supervisor, by: Caller, chunk: bytes) -> bytes:
     """Whole events, with the whole session in a `done`. A name stands on a line of its own, which no data can have."""
     if b"event: done\n" not in chunk:
         return chunk
@@ -383,7 +391,7 @@ async def _whole(supervisor: Supervisor, chunk: bytes) -> bytes:
         lines = part.split(b"\n")
         if b"event: done" in lines:
             parts[index] = b"\n".join([
-                b"data: " + await whole_done(supervisor, line[6:]) if line.startswith(b"data: ") else line
+                b"data: " + await whole_done(supervisor, line[6:], by=by) if line.startswith(b"data: ") else line
                 for line in lines
             ])  # fmt: skip
     return b"\n\n".join(parts)

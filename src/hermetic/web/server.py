@@ -164,19 +164,22 @@ async def serve_task(
     """
     host, _ = parse_bind(config.server.bind)
     loopback = is_loopback(host)
-    if not loopback and not insecure:
-        raise ConfigError(
-            f"server.bind = {config.server.bind!r} is reachable from other machines, and there are no tenants",
-            hint="Bind to 127.0.0.1, or say --insecure if everyone who can reach it may run commands here.",
-        )
     async with open_supervisor(config) as supervisor:
+        if not loopback and not supervisor.identities.configured and config.oidc.issuer is None:
+            if not insecure:
+                raise ConfigError(
+                    f"server.bind = {config.server.bind!r} is reachable from other machines, and there are no tenants: "
+                    "everyone who can reach it could run commands here",
+                    hint="Add a tenant first (`hermetic tenants add NAME`), bind to 127.0.0.1, or say --insecure.",
+                )
+            log.warning("insecure", bind=config.server.bind, detail="everyone who can reach this may run commands here")
         stop = trio.Event()
         url, listener = _listen(config.server)
         async with trio.open_nursery() as nursery:
             app = _shielded_end(make_app(supervisor, loopback=loopback))
             await nursery.start(_serve_connections, app, listener, config.stream.stall_s, stop.wait)
             note = Path(config.server.data).expanduser() / "server.json"
-            await trio.Path(note).write_bytes(msgspec.json.encode({"url": url, "pid": os.getpid()}))
+            await trio.to_thread.run_sync(_write_note, note, url, supervisor.identities.note_key)
             task_status.started(url)
             try:
                 await shutdown()
@@ -184,6 +187,13 @@ async def serve_task(
             finally:
                 note.unlink(missing_ok=True)
                 stop.set()
+
+
+def _write_note(note: Path, url: str, key: str) -> None:
+    """For commands of this user: where the server is, and the key that makes them its operator. Nobody else may read it."""
+    note.unlink(missing_ok=True)
+    with open(os.open(note, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o600), "wb") as file:
+        file.write(msgspec.json.encode({"url": url, "pid": os.getpid(), "key": key}))
 
 
 async def serve(config: Config, *, insecure: bool = False, on_ready: Callable[[str], None]) -> None:

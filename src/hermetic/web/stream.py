@@ -21,6 +21,7 @@ from hermetic.protocol.events import DrainingNotice, Reset, encode
 from hermetic.protocol.sse import HEARTBEAT, Cursor, parse_cursor, sse_frame
 from hermetic.supervisor.hub import Reader
 from hermetic.supervisor.supervisor import Supervisor
+from hermetic.web.auth import caller
 from hermetic.web.direct import Direct, bound_send_buffer, direct
 
 PAUSE_S = 0.001
@@ -61,7 +62,7 @@ async def turn_stream(
     HEAD gets the same without a stream: who only asks is no reader, whose leaving might cancel the turn. A stream with
     `rewrite` is not sent directly, since that may wait.
     """
-    found = await supervisor.reader(turn_id, cursor_of(turn_id, said))
+    found = await supervisor.reader(turn_id, cursor_of(turn_id, said), by=caller())
     if found is None:
         return _without_body(Response(b"", 204, {"Cache-Control": "no-store"}))
     if request.method == "HEAD":

@@ -13,6 +13,7 @@ from hermetic.protocol import api, schema
 from hermetic.protocol.errors import ClientError, NotFound, TooLarge, UnsupportedMediaType
 from hermetic.supervisor.summary import markdown_export
 from hermetic.supervisor.supervisor import Supervisor
+from hermetic.web.auth import caller
 from hermetic.web.stream import turn_stream
 
 T = TypeVar("T")
@@ -76,50 +77,58 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
 
     @v1.post("/v1/sessions")
     async def create_session() -> Response:
-        return json_response(await supervisor.sessions.create(await body(api.NewSession, empty=True)), 201)
+        return json_response(await supervisor.sessions.create(await body(api.NewSession, empty=True), by=caller()), 201)
 
     @v1.get("/v1/sessions")
     async def list_sessions() -> Response:
         limit = number("limit", int, 50, 1, PAGE_MAX)
         if query := request.args.get("q", "").strip():
-            rows = await supervisor.sessions.search_compact(query, limit=limit)
+            rows = await supervisor.sessions.search_compact(query, limit=limit, by=caller())
             return json_response(api.SessionList(sessions=rows))
         before = number("before", float, None, 0, 1e12)
-        return json_response(await supervisor.sessions.page(before=before, limit=limit, archived=flag("archived")))
+        return json_response(
+            await supervisor.sessions.page(before=before, limit=limit, archived=flag("archived"), by=caller())
+        )
 
     @v1.get("/v1/search")
     async def search() -> Response:
         query = request.args.get("q", "").strip()
         if not query:
             raise ClientError("?q= is empty", hint="Say what to look for.")
-        return json_response(await supervisor.sessions.search(query, limit=number("limit", int, 20, 1, PAGE_MAX)))
+        return json_response(
+            await supervisor.sessions.search(query, limit=number("limit", int, 20, 1, PAGE_MAX), by=caller())
+        )
 
     @v1.get("/v1/sessions/<session_id>")
     async def get_session(session_id: str) -> Response:
-        return json_response(await supervisor.sessions.view(session_id))
+        return json_response(await supervisor.sessions.view(session_id, by=caller()))
 
     @v1.patch("/v1/sessions/<session_id>")
     async def change_session(session_id: str) -> Response:
-        return json_response(await supervisor.sessions.change(session_id, await body(api.ChangeSession)))
+        return json_response(await supervisor.sessions.change(session_id, await body(api.ChangeSession), by=caller()))
 
     @v1.post("/v1/sessions/<session_id>/rename")
     async def rename_session(session_id: str) -> Response:
         asked = await body(api.Rename)
-        return json_response(await supervisor.sessions.change(session_id, api.ChangeSession(title=asked.title)))
+        return json_response(
+            await supervisor.sessions.change(session_id, api.ChangeSession(title=asked.title), by=caller())
+        )
 
     @v1.post("/v1/sessions/<session_id>/archive")
     async def archive_session(session_id: str) -> Response:
         asked = await body(api.Archive, empty=True)
-        return json_response(await supervisor.sessions.change(session_id, api.ChangeSession(archived=asked.archived)))
+        return json_response(
+            await supervisor.sessions.change(session_id, api.ChangeSession(archived=asked.archived), by=caller())
+        )
 
     @v1.delete("/v1/sessions/<session_id>")
     async def delete_session(session_id: str) -> Response:
-        await supervisor.sessions.delete(session_id)
+        await supervisor.sessions.delete(session_id, by=caller())
         return Response(b"", 204)
 
     @v1.get("/v1/sessions/<session_id>/export")
     async def export_session(session_id: str) -> Response:
-        view = await supervisor.sessions.view(session_id)
+        view = await supervisor.sessions.view(session_id, by=caller())
         match request.args.get("format", "json"):
             case "json":
                 response, ending = json_response(view), "json"
@@ -134,19 +143,21 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
     @v1.post("/v1/sessions/<session_id>/forget")
     async def forget(session_id: str) -> Response:
         first = (await body(api.Forget)).turn_id
-        messages = (await supervisor.sessions.view(session_id)).messages
+        messages = (await supervisor.sessions.view(session_id, by=caller())).messages
         keep = next((at for at, message in enumerate(messages) if message.get("turn_id") == first), None)
         if keep is None:
             raise NotFound(f"the session has no message of a turn {first[:40]}")
-        return json_response(await supervisor.sessions.truncate(session_id, keep))
+        return json_response(await supervisor.sessions.truncate(session_id, keep, by=caller()))
 
     @v1.get("/v1/turns")
     async def all_turns() -> Response:
-        return json_response(api.Turns(turns=await supervisor.turns(limit=number("limit", int, 50, 1, PAGE_MAX))))
+        return json_response(
+            api.Turns(turns=await supervisor.turns(limit=number("limit", int, 50, 1, PAGE_MAX), by=caller()))
+        )
 
     @v1.get("/v1/sessions/<session_id>/turns")
     async def list_turns(session_id: str) -> Response:
-        return json_response(api.SessionTurns(turns=await supervisor.session_turns(session_id)))
+        return json_response(api.SessionTurns(turns=await supervisor.session_turns(session_id, by=caller())))
 
     @v1.post("/v1/sessions/<session_id>/turns")
     async def start_turn(session_id: str) -> Response:
@@ -155,11 +166,11 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
             if len(key) > 256:
                 raise TooLarge("Idempotency-Key is longer than 256 characters")
             new = msgspec.structs.replace(new, idempotency_key=key)
-        return json_response(await supervisor.start_turn(session_id, new), 202)
+        return json_response(await supervisor.start_turn(session_id, new, by=caller()), 202)
 
     @v1.get("/v1/turns/<turn_id>")
     async def get_turn(turn_id: str) -> Response:
-        return json_response(await supervisor.turn(turn_id))
+        return json_response(await supervisor.turn(turn_id, by=caller()))
 
     @v1.get("/v1/turns/<turn_id>/events")
     async def turn_events(turn_id: str) -> Response:
@@ -169,35 +180,35 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
 
     @v1.post("/v1/turns/<turn_id>/cancel")
     async def cancel(turn_id: str) -> Response:
-        return json_response(await supervisor.cancel(turn_id), 202)
+        return json_response(await supervisor.cancel(turn_id, by=caller()), 202)
 
     @v1.post("/v1/turns/<turn_id>/approvals/<approval_id>")
     async def approve(turn_id: str, approval_id: str) -> Response:
         given = await body(api.GiveApproval, empty=True)
-        return json_response(await supervisor.approve(turn_id, approval_id, given.choice))
+        return json_response(await supervisor.approve(turn_id, approval_id, given.choice, by=caller()))
 
     @v1.post("/v1/turns/<turn_id>/clarifications/<clarify_id>")
     async def answer(turn_id: str, clarify_id: str) -> Response:
         given = await body(api.GiveAnswer)
-        return json_response(await supervisor.answer(turn_id, clarify_id, given.text))
+        return json_response(await supervisor.answer(turn_id, clarify_id, given.text, by=caller()))
 
     @v1.post("/v1/turns/<turn_id>/messages")
     async def steer(turn_id: str) -> Response:
         given = await body(api.GiveSteer)
-        return json_response(await supervisor.steer(turn_id, given.message), 202)
+        return json_response(await supervisor.steer(turn_id, given.message, by=caller()), 202)
 
     @v1.get("/v1/options")
     async def options() -> Response:
-        return json_response(supervisor.options())
+        return json_response(supervisor.options(by=caller()))
 
     @v1.post("/v1/drain")
     async def drain() -> Response:
         os.kill(os.getpid(), signal.SIGTERM)  # the one way to the end: what the operator's own signal does
-        return json_response(await supervisor.health(), 202)
+        return json_response(await supervisor.health(by=caller()), 202)
 
     @v1.get("/v1/health")
     async def health() -> Response:
-        return json_response(await supervisor.health())
+        return json_response(await supervisor.health(by=caller()))
 
     openapi = msgspec.json.encode(schema.openapi(schema.OPERATIONS))
     json_schema = msgspec.json.encode(schema.json_schema())

@@ -207,15 +207,15 @@ class TurnQueue(Protocol):
 
     async def finish(self, end: Finish) -> None:
         """Ends a turn that is queued or running, as one step. `Fenced` when its epoch is not the current one, when
-        `first_seq` is not the next, or when it has ended before. `Conflict` when there is a session `continue_as`
-        already, whoever's it is."""
+        `first_seq` is not the next, or when it has ended before. `Conflict` when the tenant has a session
+        `continue_as` already."""
 
     async def turn(self, turn_id: str) -> TurnRow | None: ...
 
     async def unended(self) -> list[TurnRow]:
         """All turns that have not ended, oldest first."""
 
-    async def session_turns(self, session_id: str) -> list[TurnRow]:
+    async def session_turns(self, tenant: str, session_id: str) -> list[TurnRow]:
         """All turns of a session, oldest first."""
 
     async def recent_turns(self, tenant: str, *, limit: int) -> list[TurnRow]:
@@ -229,21 +229,23 @@ class Control(Protocol):
 
 
 class SessionStore(Protocol):
+    """A session's id is its tenant's: two tenants may have sessions of one name, and neither hears of the other's."""
+
     async def create_session(self, session: Session) -> None: ...
 
-    async def session(self, session_id: str) -> SessionRow | None: ...
+    async def session(self, tenant: str, session_id: str) -> SessionRow | None: ...
 
     async def put_session(self, session: Session, *, if_rev: int) -> int:
         """→ the new rev. Raises `Conflict` when the session has another rev by now, `NotFound` when it is gone."""
 
-    async def delete_session(self, session_id: str) -> bool:
+    async def delete_session(self, tenant: str, session_id: str) -> bool:
         """With its messages, turns and events; the one that it continues takes turns again. Raises `SessionBusy` while
         a turn has not ended. False: no such one."""
 
-    async def messages(self, session_id: str) -> list[dict[str, Any]]:
+    async def messages(self, tenant: str, session_id: str) -> list[dict[str, Any]]:
         """Oldest first, by turn and then by order within the turn."""
 
-    async def truncate(self, session_id: str, keep: int, *, change: Change | None = None) -> int:
+    async def truncate(self, tenant: str, session_id: str, keep: int, *, change: Change | None = None) -> int:
         """Forgets all messages but the first `keep`, durable (fsync) on return; turns and events stay. `change` is
         applied to the session in the same step. → how many are left. Raises `NotFound`, and `SessionBusy` while a turn
         has not ended: what it says belongs behind what would be forgotten."""
@@ -258,7 +260,7 @@ class SessionStore(Protocol):
         is a valid query (quotes and operators are plain text). → rows with a snippet, matches between « and »; best
         first, each session once."""
 
-    async def count_sessions(self) -> int: ...
+    async def count_sessions(self, tenant: str) -> int: ...
 
 
 class Store(EventLog, TurnQueue, Control, SessionStore, Protocol):

@@ -18,6 +18,7 @@ import trio
 
 from hermetic.protocol.errors import Conflict, Fenced, NotFound, QueueFull, SessionBusy, StorageError
 from hermetic.supervisor.audit import Act
+from hermetic.supervisor.identity import LOCAL
 from hermetic.supervisor.store.audit_sqlite import SqliteAudit, append_acts, audited
 from hermetic.supervisor.store.engine import Engine
 from hermetic.supervisor.store.governance import DAY_S, Admit, Used
@@ -202,8 +203,8 @@ class SqliteStore:
         spec_json, packed = msgspec.json.encode(spec), _packed([message])
 
         def change(db: apsw.Connection) -> tuple[TurnRow, bool]:
-            sql = "SELECT number, data FROM session WHERE id = ? AND tenant = ?"
-            found = db.execute(sql, (spec.session_id, spec.tenant)).fetchone()
+            sql = "SELECT number, data FROM session WHERE id = ?"
+            found = db.execute(sql, (_at(spec.tenant, spec.session_id),)).fetchone()
             if found is None:
                 raise NotFound(f"there is no session {spec.session_id}")
             session, data = found
@@ -283,9 +284,9 @@ class SqliteStore:
     async def unended(self) -> list[TurnRow]:
         return await self._read(lambda db: _turns(db, "WHERE ended_at IS NULL ORDER BY number"))
 
-    async def session_turns(self, session_id: str) -> list[TurnRow]:
+    async def session_turns(self, tenant: str, session_id: str) -> list[TurnRow]:
         where = "WHERE session = (SELECT number FROM session WHERE id = ?) ORDER BY number"
-        return await self._read(lambda db: _turns(db, where, session_id))
+        return await self._read(lambda db: _turns(db, where, _at(tenant, session_id)))
 
     async def recent_turns(self, tenant: str, *, limit: int) -> list[TurnRow]:
         where = (
@@ -311,13 +312,15 @@ class SqliteStore:
     async def create_session(self, session: Session) -> None:
         await self._write(partial(_insert_session, session=session))
 
-    async def session(self, session_id: str) -> SessionRow | None:
+    async def session(self, tenant: str, session_id: str) -> SessionRow | None:
         sql = f"{SESSION} WHERE id = ?"
-        return await self._read(lambda db: _session_row(db.execute(sql, (session_id,)).fetchone()))
+        return await self._read(lambda db: _session_row(db.execute(sql, (_at(tenant, session_id),)).fetchone()))
 
     async def put_session(self, session: Session, *, if_rev: int) -> int:
+        at = _at(session.tenant, session.session_id)
+
         def change(db: apsw.Connection) -> int:
-            row = db.execute("SELECT number, rev FROM session WHERE id = ?", (session.session_id,)).fetchone()
+            row = db.execute("SELECT number, rev FROM session WHERE id = ?", (at,)).fetchone()
             if row is None:
                 raise NotFound(f"there is no session {session.session_id}")
             number, rev = row
@@ -328,16 +331,16 @@ class SqliteStore:
 
         return await self._write(change)
 
-    async def delete_session(self, session_id: str) -> bool:
+    async def delete_session(self, tenant: str, session_id: str) -> bool:
         def change(db: apsw.Connection) -> bool:
-            found = db.execute("SELECT number, data FROM session WHERE id = ?", (session_id,)).fetchone()
+            found = db.execute("SELECT number, data FROM session WHERE id = ?", (_at(tenant, session_id),)).fetchone()
             if found is None:
                 return False
             number, data = found
             _refuse_busy(db, number)
             db.execute("DELETE FROM session WHERE number = ?", (number,))
             earlier = db.execute(
-                "SELECT number, data FROM session WHERE id = ?", (_session_of(data).continues,)
+                "SELECT number, data FROM session WHERE id = ?", (_at(tenant, _session_of(data).continues or ""),)
             ).fetchone()
             if earlier and (before := _session_of(earlier[1])).continued_as == session_id:
                 _update_session(db, earlier[0], msgspec.structs.replace(before, continued_as=None))
@@ -345,16 +348,18 @@ class SqliteStore:
 
         return await self._write(change)
 
-    async def messages(self, session_id: str) -> Messages:
+    async def messages(self, tenant: str, session_id: str) -> Messages:
         sql = (
             "SELECT data FROM message WHERE session = (SELECT number FROM session WHERE id = ?)"
             " ORDER BY session, turn, place"
         )
-        return await self._read(lambda db: [_message_of(data) for (data,) in db.execute(sql, (session_id,))])
+        return await self._read(
+            lambda db: [_message_of(data) for (data,) in db.execute(sql, (_at(tenant, session_id),))]
+        )
 
-    async def truncate(self, session_id: str, keep: int, *, change: Change | None = None) -> int:
+    async def truncate(self, tenant: str, session_id: str, keep: int, *, change: Change | None = None) -> int:
         def step(db: apsw.Connection) -> int:
-            found = db.execute("SELECT number, data FROM session WHERE id = ?", (session_id,)).fetchone()
+            found = db.execute("SELECT number, data FROM session WHERE id = ?", (_at(tenant, session_id),)).fetchone()
             if found is None:
                 raise NotFound(f"there is no session {session_id}")
             session, data = found
@@ -393,11 +398,17 @@ class SqliteStore:
         terms[-1] += "*"
         return await self._read(lambda db: _search(db, tenant, terms, limit))
 
-    async def count_sessions(self) -> int:
-        return await self._read(lambda db: int(db.execute("SELECT count(*) FROM session").get))
+    async def count_sessions(self, tenant: str) -> int:
+        sql = "SELECT count(*) FROM session WHERE tenant = ?"
+        return await self._read(lambda db: int(db.execute(sql, (tenant,)).get))
 
 
 # --- what several methods do inside their transaction ------------------------------------------------------------------
+
+
+def _at(tenant: str, session_id: str) -> str:
+    """A session's key: its id, and before it the tenant's name where there is one. A `/` is in neither."""
+    return session_id if tenant == LOCAL else f"{tenant}/{session_id}"
 
 
 def _own_turn(db: apsw.Connection, turn_id: str, epoch: int, first_seq: int) -> int:
@@ -477,11 +488,17 @@ def _replace_history(db: apsw.Connection, session: int, turn: int, packed: list[
 
 def _insert_session(db: apsw.Connection, session: Session) -> int:
     """→ its number."""
-    if db.execute("SELECT 1 FROM session WHERE id = ?", (session.session_id,)).get:
+    if db.execute("SELECT 1 FROM session WHERE id = ?", (_at(session.tenant, session.session_id),)).get:
         raise Conflict(f"there is a session {session.session_id} already")
     db.execute(
         "INSERT INTO session (id, tenant, updated_at, archived, rev, data) VALUES (?, ?, ?, ?, 1, ?)",
-        (session.session_id, session.tenant, session.updated_at, session.archived, msgspec.json.encode(session)),
+        (
+            _at(session.tenant, session.session_id),
+            session.tenant,
+            session.updated_at,
+            session.archived,
+            msgspec.json.encode(session),
+        ),
     )
     number = db.last_insert_rowid()
     _index_title(db, number, session.title)
