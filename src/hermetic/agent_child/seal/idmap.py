@@ -26,6 +26,11 @@ _known: dict[tuple[int, int, int, int], int] = {}
 """(owner, its group, tenant, its group) → the namespace's descriptor; what the launcher knows, its children inherit."""
 
 
+def descriptors() -> list[int]:
+    """What an init must keep when it closes all else."""
+    return list(_known.values())
+
+
 def translate(tree: int, owner: tuple[int, int], tenant: tuple[int, int]) -> None:
     """`tree`: of open_tree(2), not yet attached. Raises OSError; EINVAL: the file system cannot be translated."""
     attributes = struct.pack("QQQQ", _IDMAP, 0, 0, namespace(owner, tenant))
