@@ -143,6 +143,10 @@ class MemoryStore:
         if waiting >= queue_max:
             raise QueueFull(f"{waiting} turns wait already")
         changed = session if change is None else change(session)  # before anything is kept, because it may raise
+        if admit is not None:
+            pace = admit(self.usage.now(spec.tenant, int(spec.created_at // DAY_S)))
+            self.usage.keep_pace(spec.tenant, pace)
+        self.audit.note(act)
         row = TurnRow(spec=spec, state="queued", epoch=0)
         self._turns[spec.turn_id] = row
         self._journal[spec.turn_id] = []

@@ -220,8 +220,8 @@ class Oidc(Section, frozen=True):
 
 
 class Quotas(Section, frozen=True):
-    """What each tenant may use; a tenant's own record overrides any of it. The tenant `local`, who runs the server, is
-    held to its own record alone."""
+    """What each tenant may use; a tenant's own record overrides any of it. The tenant `local`, who runs the server, has
+    no limits of this kind."""
 
     turns_at_once: Count | None = 4
     """Turns that run at once; more wait, and take turns with those of other tenants. A quarter of turns.concurrent_max,

@@ -59,11 +59,12 @@ def base_environment(
     python: str = sys.executable,
     agent_name: str = "",
     network_namespace: bool = False,
+    secrets: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """What all turns of an agent and profile have: the environment that their launcher is born with.
 
     `server_environ` is looked at by name only; `home` is the profile's, `python` the path of the interpreter that runs
-    the child. `network_namespace`: its only way out are the listeners of egress/.
+    the child. `network_namespace`: its only way out are the listeners of egress/. `secrets`: the tenant's own.
 
     Reads the profile's `env_file` and nothing else. Raises `ConfigError` when a variable of `pass_env` is not there,
     when `env_file` cannot be read or parsed, when the key of `model_api` would be seen in a network namespace, and for
@@ -80,6 +81,7 @@ def base_environment(
         **_passed(profile.pass_env, server_environ, f"{profile_path}.pass_env"),
         **agent.env,
         **_passed(agent.pass_env, server_environ, f"{agent_path}.pass_env"),
+        **(secrets or {}),
         **egress_variables(agent.model_api, server_environ, network_namespace=network_namespace),
         "HERMES_EXEC_ASK": "1",
         "HERMES_HOME": str(home),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 
 import msgspec
 import structlog
@@ -27,6 +28,8 @@ from hermetic.protocol.errors import (
     StorageError,
 )
 from hermetic.protocol.framing import FrameDecoder, event_decoder
+from hermetic.supervisor.acting import act
+from hermetic.supervisor.audit import Act
 from hermetic.supervisor.child import Child, open_child
 from hermetic.supervisor.config import Config
 from hermetic.supervisor.ending import (
@@ -40,6 +43,7 @@ from hermetic.supervisor.ending import (
     record,
 )
 from hermetic.supervisor.hub import Feed
+from hermetic.supervisor.redact import Redactor
 from hermetic.supervisor.ingest import Ingest
 from hermetic.supervisor.launchers import Launch, Launchers
 from hermetic.supervisor.seal_probe import seal_of
@@ -71,6 +75,8 @@ class Start(msgspec.Struct, frozen=True):
     command: commands.Start
     launch: Launch
     """What its launcher is born with."""
+    secrets: list[str] = []
+    """Values of the environment that the turn must not be heard to say."""
 
 
 class LiveTurn:
@@ -127,6 +133,9 @@ class LiveTurn:
         self._asked: dict[str, events.Approval | events.Clarify] = {}
         self._result: events.Result | events.Failed | None = None
         self._cause: Cause | None = None
+        self.first_event_at: float | None = None
+        """When the journal had the child's first event after Ready."""
+        self._redactor = Redactor([])
         self._stderr = bytearray()
         self._event_bytes = 0
         self._ready = False
@@ -169,7 +178,9 @@ class LiveTurn:
             await self._user_did(msgspec.convert(
                 {"event": "approval_resolved", "approval_id": approval_id, "choice": choice, "by": by},
                 events.ApprovalResolved,
-            ), commands.Approve(approval_id=approval_id, choice=choice), approval_id)  # fmt: skip
+            ), commands.Approve(approval_id=approval_id, choice=choice), approval_id,
+                act("turn.approve", self.turn_id, approval=approval_id, choice=choice) if by == "user" else None,
+            )  # fmt: skip
             return choice
 
     async def answer(self, clarify_id: str, text: str, by: str = "user") -> str:
@@ -183,7 +194,9 @@ class LiveTurn:
             self._refuse_when_stopping()
             await self._user_did(msgspec.convert(
                 {"event": "clarify_resolved", "clarify_id": clarify_id, "text": text, "by": by}, events.ClarifyResolved
-            ), commands.Answer(clarify_id=clarify_id, text=text), clarify_id)  # fmt: skip
+            ), commands.Answer(clarify_id=clarify_id, text=text), clarify_id,
+                act("turn.answer", self.turn_id, question=clarify_id) if by == "user" else None,
+            )  # fmt: skip
             return text
 
     async def steer(self, text: str) -> None:
@@ -192,7 +205,8 @@ class LiveTurn:
                 raise Conflict(
                     f"a turn that is {self.state.name} cannot be steered", hint="Send it as the next message."
                 )
-            await self._user_did(events.Steer(text=text), commands.Steer(text=text))
+            done = act("turn.steer", self.turn_id)
+            await self._user_did(events.Steer(text=text), commands.Steer(text=text), done=done)
 
     def _settled(self, ask_id: str, answer: str) -> None:
         """Raises unless `ask_id` was answered so before."""
@@ -208,10 +222,15 @@ class LiveTurn:
             raise Conflict(f"a turn that is {self.state.name} takes no answers", hint="Start a new turn.")
 
     async def _user_did(
-        self, event: events.SupervisorEvent, command: commands.Command, ask_id: str | None = None
+        self,
+        event: events.SupervisorEvent,
+        command: commands.Command,
+        ask_id: str | None = None,
+        done: Act | None = None,
     ) -> None:
-        """`ask_id`: what is settled by it, from the moment that the journal has it, delivered or not."""
-        if not await self._journal([record(event)], durable=True):
+        """`ask_id`: what is settled by it, from the moment that the journal has it, delivered or not. `done`: for the
+        audit log."""
+        if not await self._journal([record(event)], durable=True, done=done):
             raise StorageError("this could not be recorded, so the agent was not told; the turn is being ended")
         if ask_id is not None:
             del self._asked[ask_id]
@@ -322,6 +341,7 @@ class LiveTurn:
         try:
             with self._spawning:
                 self._start = await self._prepare(self)
+                self._redactor = Redactor(self._start.secrets)
                 self._child = await self._stack.enter_async_context(
                     open_child(self._launchers, self._start.launch, self._start.spawn)
                 )
@@ -392,6 +412,8 @@ class LiveTurn:
                 frames = decoder.feed(data)
             except ProtocolError as error:
                 broken, frames = error, error.extra["before"]
+            if self._redactor:
+                frames = self._redactor.frames(frames)
             try:
                 await self._heard(frames)
             except ProtocolError as error:
@@ -404,6 +426,7 @@ class LiveTurn:
             except ProtocolError as error:
                 async with self._lock:
                     self._cause = self._cause or cause_of(error)
+            await self._heard(self._redactor.rest())
         end.set()
         await trio.sleep(self._config.turns.exit_s)
         async with self._lock:  # still alive, and nothing that it does can end the turn any more
@@ -436,7 +459,8 @@ class LiveTurn:
                         records.append((events.event_name(event), frame))
                 if fault or self._event_bytes > self._config.limits.event_bytes_max:
                     break
-            await self._journal(records)
+            if await self._journal(records) and records and self.first_event_at is None:
+                self.first_event_at = time.time()
             for event in asked:
                 await self._ask(event)
             if fault:
@@ -512,10 +536,13 @@ class LiveTurn:
 
     async def _read_stderr(self, child: Child, end: trio.Event) -> None:
         kept = self._config.limits.stderr_bytes_max
+        scrubber = self._redactor.scrubber() if self._redactor else None
         while data := await _receive(child.stderr, READ_BYTES):
-            self._stderr += data
+            self._stderr += scrubber.feed(data) if scrubber else data
             if len(self._stderr) > 2 * kept:
                 del self._stderr[: len(self._stderr) - kept]
+        if scrubber:
+            self._stderr += scrubber.close()
         end.set()
 
     async def _write_commands(self, child: Child) -> None:
@@ -566,7 +593,7 @@ class LiveTurn:
 
     # --- the journal ----------------------------------------------------------------------------------------------
 
-    async def _journal(self, records: list[Record], *, durable: bool = False) -> bool:
+    async def _journal(self, records: list[Record], *, durable: bool = False, done: Act | None = None) -> bool:
         """Into the journal, then to the readers. A store that refuses ends the turn; its end is written when it can be.
 
         False: refused. The lock is held.
@@ -574,7 +601,7 @@ class LiveTurn:
         if not records:
             return True
         first_seq = self.feed.last_seq + 1
-        append = self._store.append_durable if durable else self._store.append
+        append = partial(self._store.append_durable, act=done) if durable else self._store.append
         try:
             with trio.CancelScope(shield=True):
                 await append(self.turn_id, self.epoch, first_seq, records)
@@ -638,7 +665,7 @@ class LiveTurn:
             verdict=verdict,
             fold=self.fold,
             result=self._result,
-            cause=self._cause,
+            cause=self._redactor.value(self._cause) if self._redactor else self._cause,
             exited=self._exited,
             stderr=self.stderr_text(),
             late=self._late,

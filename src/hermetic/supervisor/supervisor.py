@@ -33,18 +33,22 @@ from hermetic.protocol.errors import (
     StorageError,
 )
 from hermetic.protocol.sse import Cursor
+from hermetic.supervisor.acting import act, act_for
 from hermetic.supervisor.ballast import Ballast
 from hermetic.supervisor.config import Config, default_agent
 from hermetic.supervisor.ending import BEFORE_START, BY_USER, SERVER_DIED, SERVER_STOPS, Ending, finish_of
 from hermetic.supervisor.environment import base_environment, turn_environment
+from hermetic.supervisor.governor import Governor
 from hermetic.supervisor.hub import Pulse, Reader
 from hermetic.supervisor.identities import Identities
 from hermetic.supervisor.identity import LOCAL, OPERATOR, Caller
 from hermetic.supervisor.ingest import Ingest
 from hermetic.supervisor.launchers import Launch, Launchers
+from hermetic.supervisor.redact import secret_values
 from hermetic.supervisor.run_turn import LiveTurn, Start
 from hermetic.supervisor.seal_policy import TREE
 from hermetic.supervisor.seal_probe import probe
+from hermetic.supervisor.secret_box import load_keys
 from hermetic.supervisor.sessions import Sessions, refuse_continued
 from hermetic.supervisor.store.interface import (
     Change,
@@ -63,6 +67,7 @@ from hermetic.supervisor.summary import (
     user_message,
 )
 from hermetic.supervisor.turn import Phase
+from hermetic.supervisor.vault import Vault
 from hermetic.supervisor.webui_state import write_session_file
 from hermetic.supervisor.workspaces import check_attachments, check_message
 
@@ -116,6 +121,10 @@ class Supervisor:
         )
         self.identities = Identities(store.identities, data)
         self.sessions = Sessions(config, store, self.identities, self._ballast)
+        self.vault = Vault(store.secrets, load_keys(config.secrets, server_environ))
+        self._governor = Governor(config, self.identities)
+        self._positions: dict[str, int] | None = None
+        """Of the turns that wait, 1 for the next to start; None: not known since something has changed."""
 
     # --- turns ----------------------------------------------------------------------------------------------------
 
@@ -126,6 +135,7 @@ class Supervisor:
         if self.draining.is_set():
             raise Draining("the server is about to stop")
         self._ballast.check()
+        act_for(by)
         message = check_message(new.message, self.config.limits.message_bytes_max)
         check_attachments(new.attachments)
         turn_id = secrets.token_hex(8)
@@ -165,7 +175,12 @@ class Supervisor:
         enqueue = self.store.enqueue if new.on_busy == "queue" else self.store.enqueue_if_idle
         saved = user_message(message, new.attachments, turn_id=spec.turn_id, timestamp=int(now))
         turn_row, fresh = await enqueue(
-            spec, saved, queue_max=self.config.turns.queue_max, change=_admission_change(spec, new.model)
+            spec,
+            saved,
+            queue_max=self.config.turns.queue_max,
+            change=_admission_change(spec, new.model),
+            admit=await self._governor.admit(by.tenant),
+            act=act("turn.start", turn_id, session=spec.session_id, agent=spec.agent, profile=spec.profile),
         )
         if not fresh:
             if turn_row.spec.message != message:
@@ -205,6 +220,7 @@ class Supervisor:
 
     async def cancel(self, turn_id: str, *, by: Caller) -> api.Accepted:
         """Durable and idempotent; accepted in every state."""
+        act_for(by)
         row = await self._turn(turn_id, by)
         return await self._whole(partial(self._cancel, row))
 
@@ -219,7 +235,7 @@ class Supervisor:
 
     async def _cancel(self, row: TurnRow) -> api.Accepted:
         turn_id = row.spec.turn_id
-        await self.store.request_cancel(turn_id)
+        await self.store.request_cancel(turn_id, act=act("turn.cancel", turn_id, tenant=row.spec.tenant))
         if live := self._live.get(turn_id):
             await live.stop("cancelled", BEFORE_START if live.state.phase is Phase.QUEUED else BY_USER)
             if live.ended.is_set() and turn_id not in self._running:
@@ -273,6 +289,7 @@ class Supervisor:
         return row
 
     async def _live_turn(self, turn_id: str, by: Caller) -> LiveTurn:
+        act_for(by)
         if (live := self._live.get(turn_id)) and live.spec.tenant == by.tenant:
             return live
         row = await self._turn(turn_id, by)
@@ -335,17 +352,23 @@ class Supervisor:
         log.info("session_continued", before=before, after=after)
 
     def _dispatch(self) -> None:
-        """Starts every queued turn that may run now: a place is free and its session is idle."""
-        busy = {_session(live) for live in self._live.values() if live.turn_id in self._running}
-        for live in list(self._live.values()):
-            if len(self._running) >= self.config.turns.concurrent_max or self.draining.is_set():
-                return
-            if live.turn_id in self._running or _session(live) in busy or live.state.phase is not Phase.QUEUED:
-                busy.add(_session(live))
-                continue
-            busy.add(_session(live))
-            self._running.add(live.turn_id)
-            self._nursery.start_soon(self._run, live)
+        """Starts every queued turn that may run now: a place is free, its session is idle and its tenant's turn it is."""
+        self._positions = None
+        free = self.config.turns.concurrent_max - len(self._running)
+        if free <= 0 or self.draining.is_set():
+            return
+        for turn_id in self._governor.next(*self._queue(), free):
+            self._running.add(turn_id)
+            self._nursery.start_soon(self._run, self._live[turn_id])
+
+    def _queue(self) -> tuple[list[LiveTurn], list[LiveTurn]]:
+        """→ the turns that wait, in order of arrival, and the others."""
+        waiting: list[LiveTurn] = []
+        others: list[LiveTurn] = []
+        for live in self._live.values():
+            waits = live.state.phase is Phase.QUEUED and live.turn_id not in self._running
+            (waiting if waits else others).append(live)
+        return waiting, others
 
     async def _run(self, live: LiveTurn) -> None:
         try:
@@ -379,12 +402,10 @@ class Supervisor:
             log.warning("webui_state_not_written", session_id=session_id, detail=str(error))
 
     def _queue_position(self, turn_id: str) -> int | None:
-        waiting = [
-            live.turn_id
-            for live in self._live.values()
-            if live.state.phase is Phase.QUEUED and live.turn_id not in self._running
-        ]
-        return waiting.index(turn_id) + 1 if turn_id in waiting else None
+        if self._positions is None:
+            order = self._governor.order(*self._queue())
+            self._positions = {waiting: position for position, waiting in enumerate(order, start=1)}
+        return self._positions.get(turn_id)
 
     async def _prepare(self, live: LiveTurn) -> Start:
         """What the child gets: an environment from nothing, and its Start."""
@@ -398,6 +419,7 @@ class Supervisor:
         session = (await self.sessions.row(spec.tenant, spec.session_id)).session
         earlier = await self.store.messages(spec.tenant, spec.session_id)
         history = earlier[: index_of_turn(earlier, spec.turn_id)]
+        secret = await self.vault.open(spec.tenant, spec.profile)
         environment = base_environment(
             agent,
             profile,
@@ -406,6 +428,7 @@ class Supervisor:
             server_environ=self._server_environ,
             python=agent.interpreter or sys.executable,
             agent_name=spec.agent,
+            secrets=secret,
         )
         return Start(
             launch.Spawn(
@@ -451,6 +474,7 @@ class Supervisor:
                 watch=hermes_files(home) if agent.adapter == "hermes" else [],
                 policy=launch.Policy(optional=list(TREE)),
             ),
+            secrets=secret_values(environment, secret),
         )
 
     def _home(self, spec: TurnSpec, configured: str | None) -> Path:
@@ -475,6 +499,8 @@ class Supervisor:
         """
         live = self._live.get(turn_id)  # before the row: a turn that is not live now has its end in the row
         row = await self._turn(turn_id, by)
+        if live:
+            self._governor.check_streams(by.tenant, self._live.values())
         last_seq = live.feed.last_seq if live else row.last_seq
         after = cursor.seq if cursor else 0
         feed = live.feed if live else None
@@ -632,10 +658,6 @@ def hermes_files(home: Path) -> list[str]:
     """A profile's own settings, which hermes-agent may read when it is imported."""
     return [str(home / name) for name in ("config.yaml", ".env")]
 
-
-def _session(live: LiveTurn) -> tuple[str, str]:
-    """Which session: two tenants may call theirs the same."""
-    return live.spec.tenant, live.spec.session_id
 
 
 def _admission_change(spec: TurnSpec, model: str | None) -> Change:

@@ -22,6 +22,10 @@ class Tenant(Struct, frozen=True, kw_only=True):
     suspended: bool = False
     workspace_roots: list[str] = field(default_factory=list)
     """Folders of the host in which its sessions may choose a workspace, beside their own."""
+    quotas: dict[str, float | None] = field(default_factory=dict)
+    """Of the configuration's `[quotas]`, those that differ for it; None: no limit."""
+    weight: float = 1.0
+    """Its share of places, where others want them too."""
     created_at: float = 0.0
 
 
