@@ -141,8 +141,12 @@ def test_what_replaces_the_functions_of_os_behaves_as_they_do() -> None:
     script = """
         import os, signal, sys
         if sys.argv[1] == "guarded":
-            from hermetic.agent_child.seal import tools
+            from hermetic.agent_child.seal import privileges, tools
             tools.guard([])
+            assert os.system.__module__ == "posix", "what is not sealed is left as it is"
+            privileges.gain_nothing_by_exec()
+            tools.guard([])
+            assert os.system.__module__ == tools.__name__
         def attempt(action):
             try:
                 return action()

@@ -192,7 +192,7 @@ class AgentSeal(_Seal):
         The caller has one thread, the privileges of init and no descriptor that is not the agent's; it must not close
         the one that is opened here.
         """
-        descriptors.close_all()
+        host_descriptors.close_all()
         with suppress(OSError):  # no /proc
             privileges.prefer_to_be_killed()
         self._apply("rlimits", self._set_rlimits)

@@ -14,7 +14,7 @@ import os
 import signal
 import struct
 
-from hermetic.agent_child.seal import descriptors, syscalls
+from hermetic.agent_child.seal import host_descriptors, syscalls
 
 _NEWUSER = 0x10000000
 _WALL = 0x40000000
@@ -55,7 +55,7 @@ def _make(owner: tuple[int, int], tenant: tuple[int, int]) -> int:
         for kind, outside, inside in zip(("uid_map", "gid_map"), owner, tenant, strict=True):
             with open(f"/proc/{pid}/{kind}", "w") as file:
                 file.write(f"{outside} {inside} 1")
-        return descriptors.keep(os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC))
+        return host_descriptors.keep(os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC))
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, _WALL)

@@ -19,6 +19,7 @@ from hermetic.agent_child.seal import syscalls
 from hermetic.protocol.launch import Limits
 
 _PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 2, 4, 24, 38
+_PR_GET_NO_NEW_PRIVS = 39
 _CAPABILITY_VERSION_3 = 0x20080522
 _CAPABILITIES_MAX = 64
 
@@ -57,6 +58,10 @@ def set_dumpable(yes: bool) -> None:
 
 def gain_nothing_by_exec() -> None:
     syscalls.prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def gains_nothing_by_exec() -> bool:
+    return syscalls.prctl(_PR_GET_NO_NEW_PRIVS) == 1
 
 
 def parents_death_signal() -> int:

@@ -30,7 +30,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from hermetic.agent_child.seal import descriptors, idmap, syscalls
+from hermetic.agent_child.seal import host_descriptors, idmap, syscalls
 from hermetic.agent_child.seal.errors import SealError
 from hermetic.protocol.launch import Policy
 
@@ -114,7 +114,7 @@ class PrivateRoot:
         if os.path.ismount("/proc"):
             _set_attributes(_AT_FDCWD, b"/proc", _ATTR_RDONLY)
         _set_attributes(_AT_FDCWD, b"/", _ATTR_RDONLY)
-        descriptors.close_all()
+        host_descriptors.close_all()
 
     def _mount_workspace(self, workspace: str) -> None:
         self._bind_owned(workspace)
@@ -127,7 +127,7 @@ class PrivateRoot:
                 self._bind_owned(path)
 
     def pivot(self) -> None:
-        self._old = descriptors.keep(os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        self._old = host_descriptors.keep(os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         point = next((path for path in _MOUNT_POINTS if os.path.isdir(path)), "/usr")
         syscalls.mount(b"tmpfs", point.encode(), b"tmpfs", _NOSUID | _NODEV, _ROOT_OPTIONS)
         os.chdir(point)
@@ -138,7 +138,7 @@ class PrivateRoot:
             raise SealError(
                 "private_root", f"pivot_root: {error.strerror} (is the host's root an initramfs?)"
             ) from error
-        self._new = descriptors.keep(os.open("/", os.O_PATH | os.O_CLOEXEC))
+        self._new = host_descriptors.keep(os.open("/", os.O_PATH | os.O_CLOEXEC))
 
     def _bind_system(self, path: str, real: str) -> None:
         """What is a link into /usr stays one; any other link is followed, by us and now."""

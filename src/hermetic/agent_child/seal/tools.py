@@ -37,8 +37,11 @@ _FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
 def guard(private: Iterable[int]) -> None:
     """In the interpreter that will run the agent, before any of the agent's code. `private`: the protocol's descriptors.
 
-    Once for a process. In children that do not exec, a private descriptor leads to /dev/null from then on.
+    Once for a process, and only in a sealed one: without no_new_privs nothing would hold, and tools are left as they
+    are. In children that do not exec, a private descriptor leads to /dev/null from then on.
     """
+    if not privileges.gains_nothing_by_exec():
+        return
     privileges.set_dumpable(False)  # an exec has made it dumpable again
     _Guard(list(private)).install()
 
