@@ -34,7 +34,7 @@ from functools import partial
 
 from hermetic.agent_child.seal import (
     cgroups,
-    descriptors,
+    host_descriptors,
     idmap,
     landlock,
     namespaces,
