@@ -40,8 +40,8 @@ def test_level_2_lacks_cgroups_or_landlock_but_not_both() -> None:
     assert level_of(whole - {"landlock", "cgroup_memory"}, root=True) == 0
 
 
-def test_a_server_that_is_root_has_no_level_without_a_user_of_the_turns_own() -> None:
-    assert level_of(set(wanted(3, root=True)) - {"tenant_uid"}, root=True) == 0
+def test_a_server_that_is_root_has_one_tenants_level_without_a_user_of_the_turns_own() -> None:
+    assert level_of(set(wanted(3, root=True)) - {"tenant_uid"}, root=True) == 1
 
 
 def policy(**changes: object):

@@ -75,6 +75,13 @@ class Child:
             self._exited = True
         return report
 
+    def take_listeners(self) -> list[trio.SocketListener]:
+        """Whoever takes them closes them."""
+        taken, self.listeners = self.listeners, []
+        for listener in taken:
+            listener.setblocking(False)
+        return [trio.SocketListener(trio.socket.from_stdlib_socket(listener)) for listener in taken]
+
     async def send(self, command: commands.Command) -> None:
         """Raises trio.BrokenResourceError when the child has closed its end."""
         await self.commands.send_all(frame(command))

@@ -33,7 +33,7 @@ def wanted(level_max: int, *, root: bool) -> list[str]:
         case 2:
             return [*own_user, *ROOMS, *WALLS, "landlock", *EXTRAS]
         case 1:
-            return [*(own_user if root else []), *WALLS, "landlock", "rlimits", "subreaper"]
+            return [*WALLS, "landlock", "rlimits", "subreaper"]
         case _:
             return [*TREE, *([] if root else ["user_namespace"])]
 
@@ -49,7 +49,7 @@ def level_of(held: Collection[str], *, root: bool) -> int:
             return 3
         if landlocked or counted:
             return 2
-    return 1 if walls and identity and "landlock" in has else 0
+    return 1 if walls and "landlock" in has else 0
 
 
 def missing_of(held: Collection[str], *, root: bool) -> list[str]:
@@ -60,7 +60,8 @@ def missing_of(held: Collection[str], *, root: bool) -> list[str]:
 
 def seal_of(held: Collection[str], *, root: bool) -> Seal:
     """As readers are told."""
-    return Seal(level=level_of(held, root=root), mechanisms=list(held), missing=missing_of(held, root=root))
+    once = list(dict.fromkeys(held))  # some hold both the turn's init and its agent
+    return Seal(level=level_of(held, root=root), mechanisms=once, missing=missing_of(held, root=root))
 
 
 def policy_of(
