@@ -48,6 +48,8 @@ FRAME_S = 0.1
 """Between two frames of the spinner: fast enough to be alive, slow enough to cost nothing."""
 QUIET_S = 0.3
 """An answer that pauses for less than this needs no spinner."""
+KEY_VARIABLE = "HERMETIC_KEY"
+"""The variable with the key for a server that --server names."""
 LINE_BYTES_MAX = 4096
 """What a terminal gives for one line at most (termios(3), canonical mode)."""
 
@@ -57,6 +59,8 @@ class Note(Struct, frozen=True):
 
     url: str
     pid: int = 0
+    key: str | None = None
+    """Whoever can read the note is the server's operator."""
 
 
 class Request(Struct, frozen=True, kw_only=True):
@@ -73,26 +77,36 @@ class Request(Struct, frozen=True, kw_only=True):
 # --- which server -------------------------------------------------------------------------------------------------
 
 
-async def running_server(data: Path) -> str | None:
-    """The URL of the server that holds this data directory, if it answers."""
+async def running_server(data: Path) -> Note | None:
+    """The server that holds this data directory, if it answers."""
     try:
-        note = msgspec.json.decode(await trio.Path(data / "server.json").read_bytes(), type=Note)
+        note = await _note(data)
         with trio.fail_after(HEALTH_S):
-            async with Client(note.url) as client:
+            async with Client(note.url, key=note.key) as client:
                 await client.health()
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, HermeticError, trio.TooSlowError):
         return None
-    return note.url
+    return note
+
+
+async def _note(data: Path) -> Note:
+    return msgspec.json.decode(await trio.Path(data / "server.json").read_bytes(), type=Note)
+
+
+def named_server(url: str) -> Note:
+    """One that the command line names; its key is in the environment, where no other user's `ps` shows it."""
+    return Note(url, key=os.environ.get(KEY_VARIABLE) or None)
 
 
 @asynccontextmanager
-async def a_server(config: Config, workspace: str | None = None) -> AsyncIterator[str]:
-    """The URL of the running server, or of one that lives as long as this context.
+async def a_server(config: Config, workspace: str | None = None) -> AsyncIterator[Note]:
+    """The running server, or one that lives as long as this context.
 
     The latter's only user is the person at this terminal, so the folder that they name is allowed as a workspace.
     """
-    if url := await running_server(Path(config.server.data).expanduser()):
-        yield url
+    data = Path(config.server.data).expanduser()
+    if note := await running_server(data):
+        yield note
         return
     from hermetic.web.server import serve_task  # the whole server: only loaded when one is needed
 
@@ -108,9 +122,9 @@ async def a_server(config: Config, workspace: str | None = None) -> AsyncIterato
         await serve_task(own, shutdown=leave.wait, task_status=task_status)
 
     async with trio.open_nursery() as nursery:
-        url = await nursery.start(run)
+        await nursery.start(run)
         try:
-            yield url
+            yield await _note(data)
         finally:
             leave.set()
 
@@ -404,8 +418,8 @@ async def chat(request: Request, *, url: str | None, config: Config) -> int:
         screen.on_hang_up = interrupt
         if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
             nursery.start_soon(screen.spin)
-        where = nullcontext(url) if url else a_server(config, request.workspace)
-        async with where as address, Client(address) as client:
+        where = nullcontext(named_server(url)) if url else a_server(config, request.workspace)
+        async with where as server, Client(server.url, key=server.key) as client:
             talk = Chat(client, request, screen, keyboard)
             code = await talk.run()
         nursery.cancel_scope.cancel()

@@ -7,7 +7,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import msgspec
 import structlog
@@ -15,6 +15,7 @@ from cyclopts import App, Parameter
 
 from hermetic import __version__
 from hermetic.client import BadAnswer, Client, ServerError, Unreachable
+from hermetic.protocol import api
 from hermetic.protocol.errors import HermeticError
 from hermetic.supervisor.config import load_config, show
 from hermetic.terminal import clean_line
@@ -37,7 +38,10 @@ app = App(
     default_parameter=Parameter(negative=(), show_default=False),
 )
 config_app = App(name="config", help="The configuration.")
-app.command(config_app)
+tenants_app = App(name="tenants", help="The tenants of a server: who shares it, apart from each other.")
+keys_app = App(name="keys", help="Keys for the API, each of one tenant.")
+for sub_app in (config_app, tenants_app, keys_app):
+    app.command(sub_app)
 
 ConfigFile = Annotated[Path | None, Parameter(name="--config", help="Configuration file (TOML); without it, defaults.")]
 DataDir = Annotated[
@@ -49,6 +53,10 @@ ServerUrl = Annotated[
         name="--server", help="A server's address, such as http://127.0.0.1:8642; without it, this machine's own."
     ),
 ]
+
+
+TenantName = Annotated[str, Parameter(help="The tenant's name: a-z, 0-9 and -.")]
+OfTenant = Annotated[str, Parameter(name="--tenant", help="The tenant; without it, `local`, the operator's own.")]
 
 
 @app.command
@@ -190,14 +198,138 @@ async def show_session(
     return 0
 
 
+@tenants_app.command(name="list")
+async def tenants_list(*, server: ServerUrl = None, config: ConfigFile = None, data: DataDir = None) -> int:
+    """List all tenants with their numbers; `local` is the operator's own."""
+    from hermetic import tenants
+
+    async with tenants.an_admin(server, load_config(config, data=data)) as admin:
+        print(tenants.tenant_lines((await admin.list_tenants()).tenants), end="")
+    return 0
+
+
+@tenants_app.command(name="add")
+async def tenants_add(
+    tenant: TenantName,
+    /,
+    *,
+    name: Annotated[str, Parameter(help="What people call it.")] = "",
+    workspace_root: Annotated[
+        list[Path] | None, Parameter(help="A folder of this host in which its sessions may work; repeat for more.")
+    ] = None,
+    server: ServerUrl = None,
+    config: ConfigFile = None,
+    data: DataDir = None,
+) -> int:
+    """Add a tenant. From the first one on, every request needs a key."""
+    from hermetic import tenants
+
+    roots = [str(root.expanduser().absolute()) for root in workspace_root or []]
+    async with tenants.an_admin(server, load_config(config, data=data)) as admin:
+        made = await admin.add_tenant(api.NewTenant(tenant=tenant, name=name, workspace_roots=roots))
+    print(f"{made.tenant} is tenant number {made.number}. A key for it: hermetic keys add --tenant {made.tenant}")
+    return 0
+
+
+@tenants_app.command(name="suspend")
+async def tenants_suspend(
+    tenant: TenantName, /, *, server: ServerUrl = None, config: ConfigFile = None, data: DataDir = None
+) -> int:
+    """Refuse a tenant's requests and cancel its turns."""
+    return await suspended(True, tenant, server, config, data)
+
+
+@tenants_app.command(name="resume")
+async def tenants_resume(
+    tenant: TenantName, /, *, server: ServerUrl = None, config: ConfigFile = None, data: DataDir = None
+) -> int:
+    """Let a suspended tenant in again."""
+    return await suspended(False, tenant, server, config, data)
+
+
+async def suspended(value: bool, tenant: str, server: str | None, config: Path | None, data: Path | None) -> int:
+    from hermetic import tenants
+
+    async with tenants.an_admin(server, load_config(config, data=data)) as admin:
+        await admin.change_tenant(tenant, api.ChangeTenant(suspended=value))
+    return 0
+
+
+@tenants_app.command(name="remove")
+async def tenants_remove(
+    tenant: TenantName, /, *, server: ServerUrl = None, config: ConfigFile = None, data: DataDir = None
+) -> int:
+    """Remove a tenant with its keys, sessions and turns. The files of its workspaces stay, under another name."""
+    from hermetic import tenants
+
+    async with tenants.an_admin(server, load_config(config, data=data)) as admin:
+        await admin.remove_tenant(tenant)
+    return 0
+
+
+@keys_app.command(name="list")
+async def keys_list(
+    *, tenant: OfTenant = "local", server: ServerUrl = None, config: ConfigFile = None, data: DataDir = None
+) -> int:
+    """List a tenant's keys by their ids; nobody can see a key itself again."""
+    from hermetic import tenants
+
+    async with tenants.an_admin(server, load_config(config, data=data)) as admin:
+        print(tenants.key_lines((await admin.list_keys(tenant)).keys), end="")
+    return 0
+
+
+@keys_app.command(name="add")
+async def keys_add(
+    *,
+    tenant: OfTenant = "local",
+    scope: Annotated[
+        list[Literal["run", "read", "admin"]] | None,
+        Parameter(help="read: look; run: also start turns; admin: also manage keys. Repeat for more; default: run."),
+    ] = None,
+    name: Annotated[str, Parameter(help="What it is for.")] = "",
+    user: Annotated[str | None, Parameter(help="Whose it is; it goes with the user.")] = None,
+    days: Annotated[float | None, Parameter(help="It expires after so many days.")] = None,
+    server: ServerUrl = None,
+    config: ConfigFile = None,
+    data: DataDir = None,
+) -> int:
+    """Make a key and print it, this once, alone on stdout."""
+    from hermetic import tenants
+
+    new = api.NewKey(name=name, user=user, scopes=scope or ["run"], expires_s=None if days is None else days * 86400)
+    async with tenants.an_admin(server, load_config(config, data=data)) as admin:
+        made = await admin.add_key(tenant, new)
+    print(made.key)
+    return 0
+
+
+@keys_app.command(name="revoke")
+async def keys_revoke(
+    key_id: Annotated[str, Parameter(help="As `hermetic keys list` has it.")],
+    /,
+    *,
+    tenant: OfTenant = "local",
+    server: ServerUrl = None,
+    config: ConfigFile = None,
+    data: DataDir = None,
+) -> int:
+    """Revoke a key, for good; logins made with it end."""
+    from hermetic import tenants
+
+    async with tenants.an_admin(server, load_config(config, data=data)) as admin:
+        await admin.revoke_key(tenant, key_id)
+    return 0
+
+
 @asynccontextmanager
 async def a_client(server: str | None, config: Path | None, data: Path | None) -> AsyncIterator[Client]:
     """Of the server that was named, else of the one that holds the data directory, else of one started for this."""
-    from hermetic.chat import a_server
+    from hermetic.chat import a_server, named_server
 
     log_to_stderr("critical")
-    where = nullcontext(server) if server else a_server(load_config(config, data=data))
-    async with where as url, Client(url) as client:
+    where = nullcontext(named_server(server)) if server else a_server(load_config(config, data=data))
+    async with where as at, Client(at.url, key=at.key) as client:
         yield client
 
 

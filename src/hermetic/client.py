@@ -357,7 +357,15 @@ class Client:
     which carries an idempotency key.
     """
 
-    def __init__(self, url: str, *, headers: dict[str, str] | None = None, heartbeat_s: float | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: str | None = None,
+        headers: dict[str, str] | None = None,
+        heartbeat_s: float | None = None,
+    ) -> None:
+        """`key`: for a server with tenants."""
         self.url = url.rstrip("/")
         scheme, host = urlsplit(self.url).scheme, urlsplit(self.url).hostname
         if not host or scheme not in ("http", "https"):
@@ -365,7 +373,7 @@ class Client:
         self._heartbeat_s = heartbeat_s
         self._http = httpx2.AsyncClient(
             base_url=self.url,
-            headers=headers,
+            headers={"Authorization": f"Bearer {key}", **(headers or {})} if key else headers,
             timeout=httpx2.Timeout(ANSWER_S, connect=CONNECT_S),
             # Every stream holds a connection for as long as its turn runs: a limit would make the next one wait.
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=8),
@@ -462,6 +470,38 @@ class Client:
                 if on_event is not None:
                     on_event(event)
         return await self.get_turn(turn.turn_id)
+
+    # --- tenants, for admins
+
+    async def list_tenants(self) -> api.TenantList:
+        return await self._call("GET", "/v1/admin/tenants", api.TenantList)
+
+    async def add_tenant(self, new: api.NewTenant) -> api.TenantView:
+        return await self._call("POST", "/v1/admin/tenants", api.TenantView, new, again=False)
+
+    async def change_tenant(self, tenant: str, change: api.ChangeTenant) -> api.TenantView:
+        return await self._call("PATCH", f"/v1/admin/tenants/{_part(tenant)}", api.TenantView, change)
+
+    async def remove_tenant(self, tenant: str) -> None:
+        await self._call("DELETE", f"/v1/admin/tenants/{_part(tenant)}", None, again=False)
+
+    async def list_keys(self, tenant: str) -> api.KeyList:
+        return await self._call("GET", f"/v1/admin/tenants/{_part(tenant)}/keys", api.KeyList)
+
+    async def add_key(self, tenant: str, new: api.NewKey) -> api.ShownKey:
+        return await self._call("POST", f"/v1/admin/tenants/{_part(tenant)}/keys", api.ShownKey, new, again=False)
+
+    async def revoke_key(self, tenant: str, key_id: str) -> None:
+        await self._call("DELETE", f"/v1/admin/tenants/{_part(tenant)}/keys/{_part(key_id)}", None)
+
+    async def list_users(self, tenant: str) -> api.UserList:
+        return await self._call("GET", f"/v1/admin/tenants/{_part(tenant)}/users", api.UserList)
+
+    async def put_user(self, tenant: str, new: api.NewUser) -> api.UserView:
+        return await self._call("POST", f"/v1/admin/tenants/{_part(tenant)}/users", api.UserView, new)
+
+    async def remove_user(self, tenant: str, user: str) -> None:
+        await self._call("DELETE", f"/v1/admin/tenants/{_part(tenant)}/users/{_part(user)}", None, again=False)
 
     # --- the server
 

@@ -9,6 +9,7 @@ from quart import Blueprint, Response
 
 from hermetic.protocol import api
 from hermetic.protocol.errors import NotFound
+from hermetic.supervisor.identities import Shown
 from hermetic.supervisor.store.identity import Key, Tenant, User
 from hermetic.supervisor.supervisor import Supervisor
 from hermetic.web.auth import caller
@@ -25,6 +26,11 @@ def user_view(user: User) -> api.UserView:
 
 def key_view(key: Key) -> api.KeyView:
     return msgspec.convert(key, api.KeyView, from_attributes=True)
+
+
+def shown_key(made: Shown) -> api.ShownKey:
+    view = msgspec.structs.asdict(key_view(made.key))
+    return api.ShownKey(**view, key=made.secret)
 
 
 def blueprint(supervisor: Supervisor) -> Blueprint:
@@ -45,7 +51,9 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
     @admin.post("/v1/admin/tenants")
     async def add_tenant() -> Response:
         new = await body(api.NewTenant)
-        made = await identities.add_tenant(new.tenant, name=new.name, workspace_roots=new.workspace_roots)
+        made = await identities.add_tenant(
+            new.tenant, name=new.name, workspace_roots=new.workspace_roots, quotas=new.quotas, weight=new.weight
+        )
         return json_response(tenant_view(made), 201)
 
     @admin.get("/v1/admin/tenants/<tenant>")
@@ -93,8 +101,7 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
         made = await identities.add_key(
             managed(tenant), name=new.name, user=new.user, scopes=list(new.scopes), expires_s=new.expires_s
         )
-        shown = msgspec.to_builtins(key_view(made.key)) | {"key": made.secret}
-        return json_response(msgspec.convert(shown, api.ShownKey), 201)
+        return json_response(shown_key(made), 201)
 
     @admin.delete("/v1/admin/tenants/<tenant>/keys/<key_id>")
     async def revoke_key(tenant: str, key_id: str) -> Response:

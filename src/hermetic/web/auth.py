@@ -29,8 +29,9 @@ from hermetic.protocol.errors import (
     Unauthorized,
 )
 from hermetic.protocol.operations import OPERATIONS, Needs
+from hermetic.supervisor.acting import act_for
 from hermetic.supervisor.identities import LOGIN_S
-from hermetic.supervisor.identity import LOCAL, OPERATOR, Caller, same, scopes_of
+from hermetic.supervisor.identity import LOCAL, OPERATOR, Caller, key_id_of, same, scopes_of
 from hermetic.supervisor.oidc import Provider
 from hermetic.supervisor.store.identity import Login
 from hermetic.supervisor.supervisor import Supervisor
@@ -100,6 +101,8 @@ class Doorkeeper:
         except (Unauthorized, TenantSuspended):
             if needed != "open":
                 raise
+        act_for(g.caller)
+        act_for(g.caller)
         if needed != "open":
             check_scope(g.caller, needed)
 
@@ -131,7 +134,14 @@ class Doorkeeper:
         raise Unauthorized("this address needs a key, and the request has none")
 
     async def by_bearer(self, text: str) -> Caller:
-        """A key of ours, or a token of the identity provider."""
+        """A key of ours, or a token of the identity provider. What is refused is in the audit log."""
+        try:
+            return await self._by_bearer(text)
+        except (Unauthorized, TenantSuspended) as error:
+            await self._supervisor.note_refusal(error.message, client=request.remote_addr or "", key=key_id_of(text))
+            raise
+
+    async def _by_bearer(self, text: str) -> Caller:
         if self.provider is not None and text.count(".") == 2:
             found = await self.provider.caller(text)
             await self._identities.check(found)
