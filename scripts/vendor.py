@@ -55,6 +55,18 @@ PACKAGES = [
         {"dist/purify.es.mjs": "dompurify.js", "LICENSE": "dompurify.LICENSE"},
     ),
     Package(
+        "eventsource-parser",
+        "4.1.3",
+        "sha512-jZVIVilXZfAx6H20ZKKEj5dabbpD9ETmMj3uHsjMmgBzBHB6tsHrmdWB4mAiy3amtN6MOoVkfXRQu4wf1n88Rw==",
+        "MIT",
+        "Event streams over fetch: a browser's own EventSource hands over a burst in one task and hides heartbeats",
+        {
+            "dist/parse.js": "eventsource/parse.js",
+            "dist/errors.js": "eventsource/errors.js",
+            "LICENSE": "eventsource/LICENSE",
+        },
+    ),
+    Package(
         "@highlightjs/cdn-assets",
         "11.12.0",
         "sha512-KvOKXODaiFmId9xaq3xc5xCL66wVLUuOngDbO9B/kewbFTqdGbn2nJxNhN3H5R1cgDTVj6R8vH0zgiNDEGjpDw==",

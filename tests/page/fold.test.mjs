@@ -1,7 +1,7 @@
 // The fold of events into what the page shows, without a browser.
 import assert from "node:assert/strict";
 import test from "node:test";
-import { EVENT_NAMES, apply, describe, groupByTurn, newTurn, partsOf, textOf, verdict } from "../../src/hermetic/web/static/turn.js";
+import { apply, describe, groupByTurn, newTurn, partsOf, textOf, verdict } from "../../src/hermetic/web/static/turn.js";
 
 function played(...events) {
   const turn = newTurn("t");
@@ -113,4 +113,15 @@ test("a tool call with bad JSON has no arguments", () => {
   assert.deepEqual(partsOf([{ role: "assistant", content: "", tool_calls: [call] }])[0].call.args, {});
 });
 
-test("names are heard that the wire has", () => assert.equal(new Set(EVENT_NAMES).size, 25));
+test("what the seal denies is one line that counts on", () => {
+  const denied = { method: "CONNECT", host: "example.org", port: 443, reason: "host_not_listed" };
+  const turn = played(["egress_denied", { ...denied, total: 1 }], ["egress_denied", { ...denied, total: 7 }]);
+  assert.equal(turn.parts.length, 1);
+  assert.match(`${turn.parts[0].text} ${turn.parts[0].hint}`, /example\.org:443 \(host not listed\) 7 in this turn/);
+  assert.equal(turn.denied, 7);
+});
+
+test("attached files are told apart from the words", () => {
+  const [group] = groupByTurn([{ role: "user", content: "look\n\n[Attached files: a.txt, b.png]", attachments: ["a.txt", "b.png"], turn_id: "t" }]);
+  assert.deepEqual([group.user, group.attachments], ["look", ["a.txt", "b.png"]]);
+});

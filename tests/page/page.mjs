@@ -1,16 +1,20 @@
-// node page.mjs BASE_URL SCENARIO [CHROMIUM]: one thing that must be true of the page, seen in a real browser. Exit 0
-// when it is. Those before the line below use only what the demo agent does, so they run against every server.
+// node page.mjs BASE_URL SCENARIO CHROMIUM PICTURES: one thing that must be true of the page, seen in a real browser
+// against the real server. Exit 0 when it is. What the agent says stands in scripted_model.py.
 import assert from "node:assert/strict";
+import fs from "node:fs";
+import path from "node:path";
+import { createRequire } from "node:module";
 import { chromium } from "playwright-core";
 
-const [base, name, executablePath = "/usr/bin/chromium"] = process.argv.slice(2);
-const WAIT_MS = 30_000; // a machine that runs other tests on every core, too
+const [base, name, executablePath = "/usr/bin/chromium", pictures = "."] = process.argv.slice(2);
+const WAIT_MS = 40_000; // a machine that runs other tests on every core, too
 const THIRTY = Array.from({ length: 30 }, (_, i) => String(i + 1));
 
 const words = (text) => text.match(/\b\d+\b/g) ?? [];
 const reply = (page) => page.locator(".turn").last().locator(".said");
 const replyText = async (page) => (await reply(page).allTextContents()).join("\n");
 const status = (page) => page.locator("#status");
+const squeeze = (text) => text.replace(/\s+/g, "");
 
 async function say(page, text) {
   await page.fill("#message", text);
@@ -21,7 +25,7 @@ async function seen(page, text) {
   await page.waitForFunction((t) => [...document.querySelectorAll(".said")].some((e) => e.textContent.includes(t)), text);
 }
 
-const idle = (page) => page.waitForFunction(() => document.getElementById("stop").hidden && !document.querySelector("[aria-busy]"));
+const idle = (page) => page.waitForFunction(() => document.getElementById("stop").hidden && document.querySelector(".turn") && !document.querySelector("[aria-busy]"));
 
 async function storedText(page) {
   return page.evaluate(async () => {
@@ -31,9 +35,40 @@ async function storedText(page) {
   });
 }
 
+async function menuOf(page, title, item) {
+  const row = page.locator("#sessions li", { hasText: title });
+  await row.hover();
+  await row.getByRole("button").click();
+  await page.getByRole("menuitem", { name: item, exact: true }).click();
+}
+
+async function violations(page) {
+  await page.evaluate(fs.readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8"));
+  const { violations: found } = await page.evaluate(() => window.axe.run(document, { resultTypes: ["violations"] }));
+  return found.map((v) => `${v.id}: ${v.help}\n  ${v.nodes.map((n) => `${n.target} ${n.failureSummary}`).join("\n  ")}`).join("\n");
+}
+
+// The longest task of the page's main thread, in ms of the processor's time: on a machine that runs other tests as well,
+// what the clock says is mostly their time. On an idle one both are the same.
+async function longestTask(page, act) {
+  const browser = page.context().browser();
+  await page.evaluate(() => {
+    window.longest = 0;
+    new PerformanceObserver((l) => l.getEntries().forEach((e) => (window.longest = Math.max(window.longest, e.duration)))).observe({ type: "longtask" });
+  });
+  await browser.startTracing(page, { categories: ["toplevel"] });
+  await act();
+  console.log(`longest task by the page's own clock: ${await page.evaluate(() => window.longest)} ms`);
+  const { traceEvents: events } = JSON.parse((await browser.stopTracing()).toString());
+  const main = new Set(events.filter((e) => e.name === "thread_name" && e.args.name === "CrRendererMain").map((e) => `${e.pid} ${e.tid}`));
+  const tasks = events.filter((e) => e.ph === "X" && e.name.endsWith("RunTask") && main.has(`${e.pid} ${e.tid}`));
+  assert.ok(tasks.length > 100 && tasks.every((e) => e.tdur >= 0), "the trace has the tasks and their processor time");
+  return Math.round(Math.max(...tasks.map((e) => e.tdur)) / 1000);
+}
+
 const SCENARIOS = {
   async a_turn_streams(page) {
-    await page.waitForSelector("#agent option", { state: "attached" });
+    await page.waitForSelector("#agents input", { state: "attached" });
     await say(page, "count to 30 slowly");
     await page.waitForSelector(".said");
     const early = words(await replyText(page));
@@ -46,8 +81,7 @@ const SCENARIOS = {
     assert.deepEqual(late.slice(0, 30), THIRTY);
     assert.match(page.url(), /#\/s\/[0-9a-f]{12}$/);
     assert.equal(await page.inputValue("#message"), "");
-    assert.match(await page.textContent(".meta summary"), /seal \d · process \d+/);
-    assert.match(await page.textContent("#seal-summary"), /Seal \d/);
+    assert.match(await page.textContent(".badge"), /Seal \dpid \d+/);
     await page.locator("#announce").getByText("30").waitFor({ state: "attached" });
   },
 
@@ -65,8 +99,8 @@ const SCENARIOS = {
     assert.deepEqual(words(live).slice(0, 30), THIRTY);
     await page.reload();
     await seen(page, "30");
-    assert.equal((await replyText(page)).replace(/\s+/g, " ").trim(), live.replace(/\s+/g, " ").trim());
-    assert.equal((await storedText(page)).replace(/\s+/g, ""), live.replace(/\s+/g, ""));
+    assert.equal(squeeze(await replyText(page)), squeeze(live));
+    assert.equal(squeeze(await storedText(page)), squeeze(live));
     assert.equal(await page.locator(".turn").count(), 1);
   },
 
@@ -77,6 +111,7 @@ const SCENARIOS = {
     assert.match(await prompt.textContent(), /echo hi/);
     assert.match(await status(page).textContent(), /Waiting for you/);
     assert.match(await page.title(), /^Waiting for you/);
+    await page.locator("#sessions .state", { hasText: "waits for you" }).waitFor();
     const [posted] = await Promise.all([
       page.waitForRequest((r) => r.method() === "POST" && r.url().includes("/approvals/")),
       page.click('[data-choice="once"]'),
@@ -98,6 +133,17 @@ const SCENARIOS = {
     await page.keyboard.press("4");
     await idle(page);
     assert.match(await page.locator(".turn").last().textContent(), /denied/);
+    assert.equal(await page.locator('.tool[data-state="failed"]').count(), 1);
+  },
+
+  async a_question_is_answered_by_its_number(page) {
+    await say(page, "ask me");
+    await page.locator(".prompt").getByText("Which colour?").waitFor();
+    await page.waitForTimeout(600);
+    await page.focus(".prompt");
+    await page.keyboard.press("2");
+    await seen(page, "You like blue.");
+    await idle(page);
   },
 
   async stop_keeps_what_was_said(page) {
@@ -123,27 +169,70 @@ const SCENARIOS = {
     await seen(other, "3");
     await say(page, "count to 30 slowly");
     await other.waitForFunction(() => document.querySelectorAll(".turn").length === 2 && document.querySelector("[aria-busy] .said"));
-    await Promise.all([seen(page, "30"), seen(other, "30")]);
+    await other.bringToFront(); // a tab behind draws when it is looked at
+    await seen(other, "30");
+    await page.bringToFront();
+    await seen(page, "30");
     await Promise.all([idle(page), idle(other)]);
     assert.equal(await replyText(page), await replyText(other));
     assert.equal(await other.locator(".user .text").last().textContent(), "count to 30 slowly");
   },
 
-  async text_is_never_markup(page) {
-    const evil = '<img src=x onerror="document.title=1"><script>window.pwned=1</script>';
-    await say(page, evil);
+  async what_an_agent_says_never_becomes_the_pages_own_markup(page) {
+    const evil = '<img src=x onerror="document.title=1"><script>window.pwned=1</script> [a](javascript:alert(1)) ![b](https://elsewhere.example/b.png) <style>*{display:none}</style>';
+    await say(page, `say ${evil}`);
     await page.waitForSelector(".said");
     await idle(page);
-    assert.equal(await page.textContent(".user .text"), evil);
-    assert.equal(await page.evaluate(() => window.pwned), undefined);
-    assert.equal(await page.locator("main img").count(), 0);
-    await page.reload();
-    await page.waitForSelector(".said");
-    await page.locator("#sessions a").first().waitFor();
-    assert.equal(await page.locator("#sessions img").count(), 0);
+    assert.equal(await page.textContent(".user .text"), `say ${evil}`);
+    for (let i = 0; i < 2; i++) {
+      assert.match(await replyText(page), /<img src=x onerror=/);
+      assert.equal(await page.evaluate(() => window.pwned), undefined);
+      assert.equal(await page.locator("main img, main style, main script, #sessions img").count(), 0);
+      assert.deepEqual(await page.locator(".said a").evaluateAll((all) => all.map((a) => a.getAttribute("href"))), [null, "https://elsewhere.example/b.png"]);
+      await page.reload();
+      await page.waitForSelector(".said");
+      await page.locator("#sessions a").first().waitFor();
+    }
   },
 
-  async a_busy_session_shows_its_turn_and_keeps_what_was_typed(page, context) {
+  async markdown_is_drawn_with_tools_in_their_place_also_after_a_reload(page) {
+    await say(page, "look at the build");
+    await seen(page, "Shall I make the change?");
+    await idle(page);
+    const shape = () => page.locator(".parts > *").evaluateAll((all) => all.map((e) => e.className.split(" ").at(-1)));
+    assert.deepEqual(await shape(), ["reasoning", "tool", "tool", "tool", "said"]);
+    const check = async () => {
+      assert.deepEqual(await page.locator(".tool").evaluateAll((all) => all.map((e) => e.dataset.state)), ["finished", "finished", "failed"]);
+      assert.match(await page.locator(".tool .time").first().textContent(), /\d (ms|s)/);
+      assert.equal(await page.locator(".said h3").textContent(), "What I found");
+      assert.equal(await page.locator(".said ol li").count(), 3);
+      assert.equal(await page.locator(".said tbody tr").count(), 3);
+      await page.locator(".said .hljs-keyword").first().waitFor();
+      assert.match(await page.textContent(".usage"), /1,840 in · 412 out · \$0\.0093/);
+    };
+    await check();
+    await page.reload();
+    await page.locator(".tool .time", { hasText: /\d/ }).first().waitFor();
+    assert.deepEqual(await shape(), ["reasoning", "tool", "tool", "tool", "said"]);
+    await check();
+    await page.locator("#title", { hasText: "Why the build fails" }).waitFor();
+  },
+
+  async closed_blocks_are_not_drawn_again_while_an_answer_streams(page) {
+    await say(page, "look slowly");
+    await page.waitForSelector(".said ol li");
+    await page.waitForSelector(".said .code");
+    await page.evaluate(() => {
+      window.kept = [...document.querySelectorAll(".said > h3, .said > p:first-of-type, .said > ol")];
+      window.changes = 0;
+      for (const element of window.kept) new MutationObserver(() => window.changes++).observe(element, { childList: true, subtree: true, characterData: true });
+    });
+    await seen(page, "Shall I make the change?");
+    await idle(page);
+    assert.deepEqual(await page.evaluate(() => [window.kept.length, window.kept.every((e) => e.isConnected), window.changes]), [3, true, 0]);
+  },
+
+  async a_busy_session_shows_its_turn_and_keeps_what_was_typed(page) {
     await say(page, "count to 3");
     await idle(page);
     await page.waitForLoadState("networkidle"); // it has read the session after the turn's end
@@ -165,35 +254,115 @@ const SCENARIOS = {
     assert.equal(await page.inputValue("#message"), "my own words");
   },
 
-  async sessions_are_renamed_archived_found_and_deleted(page) {
-    await say(page, "count to 3");
-    await idle(page);
-    await page.click("#manage summary");
-    await page.click("#do-rename");
-    await page.fill("#rename", "A name of mine <b>");
-    await page.press("#rename", "Enter");
-    await page.locator("#title", { hasText: "A name of mine <b>" }).waitFor();
-    await page.fill("#search", "mine");
-    const row = page.locator("#sessions a", { hasText: "A name of mine <b>" });
+  async sessions_are_renamed_pinned_archived_found_exported_and_deleted_with_undo(page) {
+    for (const text of ["count to 3", "count to 4"]) {
+      await page.click("#new");
+      await say(page, text);
+      await idle(page);
+    }
+    await menuOf(page, "count to 3", "Rename");
+    await page.fill("#sessions .rename input", "A name of mine <b>");
+    await page.press("#sessions .rename input", "Enter");
+    const row = page.locator("#sessions li[data-sid]", { hasText: "A name of mine <b>" });
     await row.waitFor();
+    await menuOf(page, "A name of mine", "Pin");
+    await page.locator("#sessions h2", { hasText: "Pinned" }).waitFor();
+    assert.match(await page.locator("#sessions li[data-sid]").first().textContent(), /A name of mine/);
+    await page.reload();
+    await page.locator("#sessions h2", { hasText: "Pinned" }).waitFor();
+    await page.keyboard.press("Control+k");
+    await page.keyboard.type("mine");
+    await page.waitForFunction(() => document.querySelectorAll("#sessions li[data-sid]").length === 1);
     await page.fill("#search", "zzzunknown");
     await page.locator("#list-empty", { hasText: "Nothing found" }).waitFor();
     await page.fill("#search", "");
     await row.waitFor();
-    await page.click("#manage summary");
-    await page.click("#do-archive");
+    for (const [item, ending, inside] of [["Export as Markdown", ".md", /A name of mine/], ["Export as JSON", ".json", /"messages":\s*\[/]]) {
+      const [download] = await Promise.all([page.waitForEvent("download"), menuOf(page, "A name of mine", item)]);
+      assert.ok(download.suggestedFilename().endsWith(ending));
+      assert.match(fs.readFileSync(await download.path(), "utf8"), inside);
+    }
+    await row.getByRole("link").click();
+    await page.locator("#title", { hasText: "A name of mine <b>" }).waitFor();
+    await menuOf(page, "A name of mine", "Archive");
     await row.waitFor({ state: "detached" });
     await page.check("#archived");
     await row.waitFor();
-    await page.click("#manage summary");
-    await page.click("#do-delete");
-    await page.locator("#confirm").waitFor();
-    await page.keyboard.press("Escape"); // keeps it
-    await page.click("#manage summary");
-    await page.click("#do-delete");
-    await page.click("#confirm-yes");
-    await page.locator("#start").waitFor();
+    await menuOf(page, "A name of mine", "Take out of the archive");
+    await page.uncheck("#archived");
+    await row.waitFor();
+    await menuOf(page, "A name of mine", "Delete");
     await row.waitFor({ state: "detached" });
+    await page.locator("#start").waitFor();
+    await page.locator(".toast", { hasText: "Deleted" }).getByRole("button", { name: "Undo" }).click();
+    await row.waitFor();
+    await menuOf(page, "A name of mine", "Delete");
+    await row.waitFor({ state: "detached" });
+    await page.reload(); // to leave is to mean it
+    await page.locator("#sessions li[data-sid]", { hasText: "count to 4" }).waitFor();
+    await page.waitForFunction(async () => (await (await fetch("v1/sessions")).json()).sessions.length === 1);
+  },
+
+  async a_message_is_edited_and_sent_again_and_an_answer_is_tried_again(page) {
+    await say(page, "say one");
+    await seen(page, "one");
+    await idle(page);
+    await say(page, "say two");
+    await seen(page, "two");
+    await idle(page);
+    const first = page.locator(".turn").first();
+    await first.hover();
+    await first.getByRole("button", { name: "Edit and send again" }).click();
+    await first.locator("textarea").fill("say three");
+    await first.locator("textarea").press("Enter");
+    await page.locator("#confirm").getByRole("button", { name: "Send again" }).click();
+    await seen(page, "three");
+    await idle(page);
+    await page.waitForFunction(() => document.querySelectorAll(".turn").length === 1);
+    assert.equal(squeeze(await storedText(page)), "three");
+    await page.locator(".turn").last().getByRole("button", { name: "Try again" }).click();
+    await page.waitForFunction(() => document.querySelector("[aria-busy]") || document.querySelectorAll(".turn").length === 1);
+    await seen(page, "three");
+    await idle(page);
+    assert.equal(await page.locator(".turn").count(), 1);
+    assert.equal(squeeze(await storedText(page)), "three");
+  },
+
+  async files_are_attached_by_choosing_dropping_and_pasting(page) {
+    const chip = (text) => page.locator("#files .chip.there", { hasText: text });
+    await page.setInputFiles("#file", { name: "chosen.txt", mimeType: "text/plain", buffer: Buffer.from("one") });
+    await chip("chosen.txt").waitFor();
+    await page.evaluate(() => {
+      const files = (name) => {
+        const data = new DataTransfer();
+        data.items.add(new File(["two"], name, { type: "text/plain" }));
+        return data;
+      };
+      window.dispatchEvent(new DragEvent("drop", { dataTransfer: files("dropped.txt"), bubbles: true, cancelable: true }));
+      document.getElementById("message").dispatchEvent(new ClipboardEvent("paste", { clipboardData: files("pasted.txt"), bubbles: true, cancelable: true }));
+    });
+    await chip("dropped.txt").waitFor();
+    await chip("pasted.txt").waitFor();
+    await page.reload(); // they are in the workspace, and the draft remembers them
+    await chip("pasted.txt").waitFor();
+    await page.getByRole("button", { name: "Take dropped.txt away" }).click();
+    const [posted] = await Promise.all([
+      page.waitForRequest((r) => r.method() === "POST" && r.url().endsWith("/turns")),
+      say(page, "list files"),
+    ]);
+    assert.deepEqual(posted.postDataJSON().attachments, ["chosen.txt", "pasted.txt"]);
+    await idle(page);
+    assert.deepEqual(await page.locator(".user .files li").allTextContents(), ["chosen.txt", "pasted.txt"]);
+    assert.equal(await page.textContent(".user .text"), "list files");
+    assert.equal(await page.locator("#files .chip").count(), 0);
+  },
+
+  async a_file_that_is_too_large_says_so_and_can_be_taken_away(page) {
+    await page.setInputFiles("#file", { name: "large.bin", mimeType: "application/octet-stream", buffer: Buffer.alloc(200_000) });
+    await page.locator("#files .chip.failed").waitFor();
+    assert.match(await page.textContent("#files .chip.failed"), /larger|large/);
+    await page.getByRole("button", { name: "Take large.bin away" }).click();
+    assert.equal(await page.locator("#files .chip").count(), 0);
   },
 
   async an_unknown_session_says_so(page) {
@@ -202,68 +371,35 @@ const SCENARIOS = {
     await page.locator("#session-problem .hint").waitFor();
   },
 
-  async a_phone_has_no_sideways_scroll(page) {
-    await page.setViewportSize({ width: 390, height: 844 });
-    await say(page, "run echo hi " + "wide".repeat(60));
-    await page.locator(".prompt").waitFor();
-    assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth && document.getElementById("log").scrollWidth <= innerWidth));
-    await page.click("#sidebar-open");
-    await page.locator("#sidebar.open #sessions a").first().waitFor();
-    await page.keyboard.press("Escape");
-    await page.click('[data-choice="deny"]');
-    await idle(page);
-  },
-
-  // The test kills the server and starts it again on the same port when it reads the first line.
-  async a_killed_server_loses_nothing(page) {
-    await say(page, "count to 300 slowly");
-    await seen(page, "5");
-    console.log("kill and restart the server now");
-    await page.locator("#status", { hasText: "reconnecting" }).waitFor();
-    await page.locator(".verdict.lost").waitFor();
-    await idle(page);
-    const said = words(await replyText(page));
-    assert.deepEqual(said, Array.from({ length: said.length }, (_, i) => String(i + 1)));
-    assert.ok(said.length >= 5);
-    await page.reload();
-    await page.locator(".verdict.lost").waitFor();
-    assert.deepEqual(words(await replyText(page)), said);
-    await say(page, "count to 3");
-    await page.waitForFunction(() => document.querySelectorAll(".turn").length === 2);
-    await idle(page);
-  },
-
-  // --- against the scripted server only ---
-
-  async a_dropped_stream_goes_on_without_a_double(page) {
-    await say(page, "count to 30 slowly");
-    await seen(page, "4");
-    await page.request.post(`${base}/test/drop`);
-    await page.locator("#status", { hasText: "reconnecting" }).waitFor();
-    await seen(page, "9");
-    await page.request.post(`${base}/test/drop`);
-    await seen(page, "30");
-    await idle(page);
-    assert.deepEqual(words(await replyText(page)), THIRTY);
-  },
-
-  async a_crash_shows_why_also_after_a_reload(page) {
+  async a_crash_shows_why_also_after_a_reload_and_on_the_hosts_page(page) {
     await say(page, "crash");
     await page.locator(".verdict.crashed").waitFor();
     for (let i = 0; i < 2; i++) {
-      assert.match(await page.textContent(".verdict"), /SIGSEGV.*Look at what it printed.*Fatal Python error/s);
+      assert.match(await page.textContent(".verdict"), /SIGSEGV.*Fatal Python error/s);
       assert.match(await replyText(page), /Before the crash/);
       await page.reload();
       await page.locator(".verdict.crashed").waitFor();
     }
+    await page.click("#host-link");
+    const failure = page.locator(".failure", { hasText: "crash" });
+    await failure.locator("summary").click();
+    assert.match(await failure.locator("pre").textContent(), /Fatal Python error: oops/);
+    assert.equal(await violations(page), "");
   },
 
-  async a_question_is_answered(page) {
-    await say(page, "ask me");
-    await page.locator(".prompt").getByText("Which colour?").waitFor();
-    await page.click(".prompt button:has-text('blue')");
-    await seen(page, "You like blue.");
-    await idle(page);
+  async the_hosts_page_shows_what_runs(page, context) {
+    await say(page, "count to 300 slowly");
+    await seen(page, "3");
+    const other = await context.newPage();
+    watch(other);
+    await other.goto(`${base}/#/host`);
+    const row = other.locator("#host-running tbody tr");
+    await row.waitFor();
+    assert.match(await row.textContent(), /count to 300 slowly/);
+    await page.click("#stop");
+    await row.waitFor({ state: "detached" });
+    assert.equal(await violations(other), "");
+    await other.close();
   },
 
   async steering_reaches_the_agent(page) {
@@ -275,27 +411,198 @@ const SCENARIOS = {
   },
 
   async a_problem_is_shown_where_it_happened(page) {
-    await say(page, "too large");
-    await page.locator("#send-problem", { hasText: "over the limit" }).waitFor();
-    assert.match(await page.textContent("#send-problem"), /Send less/);
-    assert.equal(await page.inputValue("#message"), "too large");
+    await say(page, "x".repeat(5000));
+    await page.locator("#send-problem", { hasText: "4000" }).waitFor();
+    assert.equal((await page.inputValue("#message")).length, 5000);
     await page.reload();
-    assert.equal(await page.inputValue("#message"), "too large");
+    assert.equal((await page.inputValue("#message")).length, 5000);
+  },
+
+  async offline_and_back_loses_nothing_and_doubles_nothing(page, context) {
+    await say(page, "count to 60 slowly");
+    await seen(page, "4");
+    await context.setOffline(true);
+    await page.locator("#status", { hasText: "reconnecting" }).waitFor();
+    await page.locator("#offline", { hasText: "offline" }).waitFor();
+    await page.fill("#message", "typed while offline");
+    await context.setOffline(false);
+    await page.locator("#offline").waitFor({ state: "hidden" });
+    await seen(page, "60");
+    await idle(page);
+    assert.deepEqual(words(await replyText(page)), Array.from({ length: 60 }, (_, i) => String(i + 1)));
+    assert.equal(await page.inputValue("#message"), "typed while offline");
   },
 
   async five_thousand_lines_do_not_freeze_the_page(page) {
-    await page.evaluate(() => {
-      window.longest = 0;
-      new PerformanceObserver((l) => l.getEntries().forEach((e) => (window.longest = Math.max(window.longest, e.duration)))).observe({ type: "longtask" });
+    const drawn = async () => {
+      await page.waitForFunction(() => document.querySelector("#stop").hidden && document.querySelector(".turn") && !document.querySelector("[aria-busy]"), null, { polling: 500 });
+      await page.waitForFunction(() => document.querySelector(".said")?.lastElementChild?.textContent.includes("line 4999"), null, { polling: 500 });
+      await page.locator(".badge").waitFor();
+      assert.equal(await page.evaluate(() => document.querySelector(".said").innerText.match(/line[ _]\d+/g).length), 5000);
+    };
+    const live = await longestTask(page, async () => {
+      await say(page, "lines");
+      await drawn();
     });
-    await say(page, "lines");
-    await seen(page, "line 4999");
-    await idle(page);
-    console.log(`longest task ${await page.evaluate(() => window.longest)} ms`);
-    assert.ok((await page.evaluate(() => window.longest)) < 2000);
     await page.evaluate(() => (document.getElementById("log").scrollTop = 0));
     await page.click("#jump");
-    assert.ok(await page.evaluate(() => document.getElementById("jump").hidden));
+    await page.waitForFunction(() => document.getElementById("jump").hidden);
+    const again = await longestTask(page, async () => {
+      await page.reload();
+      await drawn();
+    });
+    console.log(`longest task: live ${live} ms, after a reload ${again} ms`);
+    assert.ok(Math.max(live, again) < 200, `${live} and ${again} ms`);
+  },
+
+  async a_phone_has_no_sideways_scroll(page) {
+    await page.setViewportSize({ width: 390, height: 844 });
+    await say(page, `run echo hi ${"wide".repeat(60)}`);
+    await page.locator(".prompt").waitFor();
+    assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth && document.getElementById("log").scrollWidth <= innerWidth));
+    await page.click("#sidebar-open");
+    await page.locator("#sidebar.open #sessions a").first().waitFor();
+    await page.keyboard.press("Escape");
+    await page.click('[data-choice="deny"]');
+    await idle(page);
+  },
+
+  async everything_can_be_done_from_the_keyboard(page) {
+    await page.keyboard.type("say hello");
+    await page.keyboard.press("Enter");
+    await seen(page, "hello");
+    await idle(page);
+    await page.locator("#sessions a").first().focus();
+    await page.keyboard.press("Tab");
+    await page.keyboard.press("Enter"); // the row's menu
+    await page.getByRole("menu").waitFor();
+    await page.keyboard.press("ArrowDown");
+    await page.keyboard.press("Enter"); // Pin
+    await page.locator("#sessions h2", { hasText: "Pinned" }).waitFor();
+    await page.locator("#manage").focus();
+    await page.keyboard.press("Enter");
+    await page.getByRole("menu").waitFor();
+    await page.keyboard.press("Escape");
+    await page.getByRole("menu").waitFor({ state: "detached" });
+    assert.equal(await page.evaluate(() => document.activeElement.id), "manage");
+  },
+
+  async the_page_has_no_accessibility_violations(page) {
+    for (const colorScheme of ["light", "dark"]) {
+      await page.emulateMedia({ colorScheme, reducedMotion: "reduce" });
+      await page.goto(`${base}/#/`);
+      await page.locator("#agents input").first().waitFor({ state: "attached" });
+      assert.equal(await violations(page), "", `${colorScheme}: start`);
+      await say(page, "look");
+      await seen(page, "Shall I make the change?");
+      await idle(page);
+      for (const card of await page.locator(".tool > summary, .reasoning > summary, .badge").all()) await card.click();
+      await page.locator(".said .hljs-keyword").first().waitFor();
+      assert.equal(await violations(page), "", `${colorScheme}: answer`);
+      await say(page, "run echo hi");
+      await page.locator(".prompt").waitFor();
+      assert.equal(await violations(page), "", `${colorScheme}: approval`);
+      await page.click("#stop");
+      await page.locator(".verdict.cancelled").waitFor();
+      await page.locator("#manage").click();
+      assert.equal(await violations(page), "", `${colorScheme}: stopped, with a menu`);
+      await page.keyboard.press("Escape");
+    }
+  },
+
+  async pictures_are_taken(page, context) {
+    fs.mkdirSync(pictures, { recursive: true });
+    const shot = async (p, file) => {
+      await p.evaluate(() => document.fonts.ready);
+      await p.waitForTimeout(350); // what moves has come to rest
+      await p.screenshot({ path: path.join(pictures, `${file}.png`) });
+      assert.ok(fs.statSync(path.join(pictures, `${file}.png`)).size > 10_000);
+    };
+    await page.emulateMedia({ colorScheme: "light" });
+    await page.locator("#agents input").first().waitFor({ state: "attached" });
+    await shot(page, "start");
+    await say(page, "crash");
+    await page.locator(".verdict.crashed").waitFor();
+    await shot(page, "crash");
+    await page.click("#new");
+    await say(page, "count to 30 slowly");
+    await seen(page, "30");
+    await idle(page);
+    await page.click("#new");
+    await say(page, "look at the build");
+    await seen(page, "Shall I make the change?");
+    await idle(page);
+    await page.evaluate(() => (document.getElementById("log").scrollTop = 0));
+    await shot(page, "answer");
+    await page.emulateMedia({ colorScheme: "dark" });
+    await shot(page, "answer-dark");
+    await page.evaluate(() => (document.getElementById("log").scrollTop = 1e9));
+    await say(page, "run python -m pytest -q");
+    await page.locator(".prompt").waitFor();
+    await shot(page, "approval-dark");
+    await page.emulateMedia({ colorScheme: "light" });
+    await shot(page, "approval");
+    const host = await context.newPage();
+    watch(host);
+    await host.goto(`${base}/#/host`);
+    await host.locator("#host-running tbody tr").waitFor();
+    await host.locator(".failure summary").first().click();
+    await shot(host, "host");
+    await host.close();
+    await page.setViewportSize({ width: 390, height: 844 });
+    await shot(page, "phone-approval");
+    await page.click('[data-choice="once"]');
+    await idle(page);
+    await page.evaluate(() => (document.getElementById("log").scrollTop = 0));
+    await shot(page, "phone-answer");
+    await page.click("#sidebar-open");
+    await shot(page, "phone-sessions");
+    await page.keyboard.press("Escape");
+    await page.emulateMedia({ colorScheme: "dark" });
+    await shot(page, "phone-dark");
+    await page.goto(`${base}/#/`);
+    await shot(page, "phone-start-dark");
+  },
+
+  // --- the test kills or drains the server and starts it again on the same port when it reads the lines ---
+
+  async a_killed_server_loses_nothing(page) {
+    await say(page, "count to 300 slowly");
+    await seen(page, "5");
+    console.log("kill the server");
+    await page.locator("#status", { hasText: "reconnecting" }).waitFor();
+    await page.locator("#offline", { hasText: "does not answer" }).waitFor();
+    console.log("start the server");
+    await page.locator(".verdict.lost").waitFor();
+    await idle(page);
+    await page.locator("#offline").waitFor({ state: "hidden" });
+    const said = words(await replyText(page));
+    assert.deepEqual(said, Array.from({ length: said.length }, (_, i) => String(i + 1)));
+    assert.ok(said.length >= 5);
+    await page.reload();
+    await page.locator(".verdict.lost").waitFor();
+    assert.deepEqual(words(await replyText(page)), said);
+    await say(page, "count to 3");
+    await page.waitForFunction(() => document.querySelectorAll(".turn").length === 2);
+    await idle(page);
+  },
+
+  async a_drained_server_says_so_and_comes_back(page) {
+    await say(page, "say first");
+    await seen(page, "first");
+    await idle(page);
+    const session = page.url();
+    await page.goto(`${base}/#/host`);
+    await page.click("#drain");
+    await page.click("#drain-yes");
+    console.log("wait for the end of the server");
+    await page.locator("#offline").waitFor();
+    console.log("start the server");
+    await page.locator("#offline").waitFor({ state: "hidden" });
+    await page.goto(session);
+    await say(page, "say second");
+    await seen(page, "second");
+    await idle(page);
   },
 };
 
@@ -317,12 +624,17 @@ const args = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run
   "--disable-component-update", "--disable-sync"];
 const browser = await chromium.launch({ executablePath, args });
 try {
-  const context = await browser.newContext({ viewport: { width: 1200, height: 800 }, locale: "en-GB" });
+  const context = await browser.newContext({ viewport: { width: 1280, height: 860 }, locale: "en-GB" });
   const page = await context.newPage();
   watch(page);
   await page.goto(`${base}/`);
   await SCENARIOS[name](page, context);
   assert.deepEqual(faults, []);
+} catch (error) {
+  const pages = browser.contexts()[0]?.pages() ?? [];
+  if (process.env.HERMETIC_PAGE_FAILED) await pages[0]?.screenshot({ path: process.env.HERMETIC_PAGE_FAILED });
+  console.log(faults.join("\n"));
+  throw error;
 } finally {
   await browser.close();
 }

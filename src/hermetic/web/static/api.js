@@ -1,6 +1,7 @@
 // The HTTP API (protocol/api.py). Every failure is a Problem with a sentence for a person and a hint what to do.
 
 const ANSWER_MS = 30_000; // the slowest answer is a durable write on a busy disk; longer than this is no answer
+const UPLOAD_MS = 600_000; // 20 MiB over a slow line
 
 export class Problem extends Error {
   constructor({ status = 0, detail, hint = "", code = "", turn_id = null }) {
@@ -10,8 +11,10 @@ export class Problem extends Error {
 }
 
 export async function call(method, path, body, headers = {}) {
-  const init = { method, headers: { Accept: "application/json", ...headers }, signal: AbortSignal.timeout(ANSWER_MS) };
-  if (body !== undefined) {
+  const form = body instanceof FormData;
+  const init = { method, headers: { Accept: "application/json", ...headers }, signal: AbortSignal.timeout(form ? UPLOAD_MS : ANSWER_MS) };
+  if (form) init.body = body;
+  else if (body !== undefined) {
     init.body = JSON.stringify(body);
     init.headers["Content-Type"] = "application/json";
   }
@@ -19,7 +22,7 @@ export async function call(method, path, body, headers = {}) {
   let text;
   try {
     response = await fetch(path, init);
-    text = await response.text();
+    text = response.ok ? await response.text() : "";
   } catch {
     throw new Problem({
       code: "unreachable",
@@ -27,17 +30,21 @@ export async function call(method, path, body, headers = {}) {
       hint: "Check that it runs and that you are online. What you typed is kept.",
     });
   }
-  let answer = null;
+  if (!response.ok) throw await problemOf(response);
   try {
-    answer = text ? JSON.parse(text) : null;
+    return text ? JSON.parse(text) : null;
   } catch {
-    answer = null;
+    return null;
   }
-  if (response.ok) return answer;
-  throw new Problem({
+}
+
+// What a failed answer says of itself (RFC 9457), as far as it does.
+export async function problemOf(response) {
+  const answer = await response.json().catch(() => ({}));
+  return new Problem({
     detail: `The server answered ${response.status} ${response.statusText}.`,
     hint: "Something between this page and Hermetic may have answered in its place.",
-    ...(answer ?? {}),
+    ...answer,
     status: response.status,
   });
 }
@@ -58,8 +65,21 @@ export const api = {
   session: (sid) => call("GET", `v1/sessions/${id(sid)}`),
   changeSession: (sid, body) => call("PATCH", `v1/sessions/${id(sid)}`, body),
   deleteSession: (sid) => call("DELETE", `v1/sessions/${id(sid)}`),
-  newTurn: (sid, message, key) =>
-    call("POST", `v1/sessions/${id(sid)}/turns`, { message }, { "Idempotency-Key": key }),
+  // For a page that is being closed: the browser sends it without the page.
+  deleteSessionOnLeaving: (sid) => fetch(`v1/sessions/${id(sid)}`, { method: "DELETE", keepalive: true }),
+  turns: (sid) => call("GET", `v1/sessions/${id(sid)}/turns`),
+  newTurn: (sid, message, key, attachments = []) =>
+    call("POST", `v1/sessions/${id(sid)}/turns`, { message, attachments }, { "Idempotency-Key": key }),
+  forget: (sid, tid) => call("POST", `v1/sessions/${id(sid)}/forget`, { turn_id: tid }),
+  exportUrl: (sid, format) => `v1/sessions/${id(sid)}/export?format=${format}`,
+  hostTurns: () => call("GET", "v1/turns"),
+  drain: () => call("POST", "v1/drain"),
+  upload(sid, file, name) {
+    const form = new FormData();
+    form.set("session_id", sid);
+    form.set("file", file, name);
+    return call("POST", "api/upload", form);
+  },
   turn: (tid) => call("GET", `v1/turns/${id(tid)}`),
   cancel: (tid) => call("POST", `v1/turns/${id(tid)}/cancel`),
   approve: (tid, aid, choice) => call("POST", `v1/turns/${id(tid)}/approvals/${id(aid)}`, { choice }),

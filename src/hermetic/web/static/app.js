@@ -1,20 +1,35 @@
 // The page: which session is open (its id is in the address, so a reload and a second tab find it), what is typed, and
-// the buttons around the conversation.
+// what stands around the conversation.
 
 import { api } from "./api.js";
-import { Conversation, announce } from "./conversation.js";
-import { $, h, showProblem } from "./dom.js";
+import { Attachments } from "./attachments.js";
+import { Conversation } from "./conversation.js";
+import { $, announce, h, showProblem } from "./dom.js";
+import { HostPage } from "./host.js";
+import { icon, sealMark } from "./icons.js";
+import { openMenu } from "./menu.js";
 import { SessionList } from "./sessions.js";
-import { sealFacts } from "./view.js";
+import { setHeartbeat } from "./stream.js";
 
-const HEALTH_MS = 15_000;
+const HEALTH_MS = 10_000;
+const DOWN_MS = 2000; // while the server does not answer
 const TYPED_MS = 1500; // focus never leaves someone who is typing
 
-const conversation = new Conversation({ sessionLoaded, gone, leftover, changed, ended, asked, titled: showTitle });
-const list = new SessionList((sessions) => {
-  const row = sessions.find((s) => s.session_id === conversation.sessionId);
-  if (row) conversation.noticed(row);
+const conversation = new Conversation({ sessionLoaded, gone, leftover, changed, ended, asked, titled: showTitle, resend });
+const list = new SessionList({
+  onList(sessions) {
+    const row = sessions.find((s) => s.session_id === conversation.sessionId);
+    if (row) conversation.noticed(row);
+    showTabTitle();
+  },
+  onChanged(sid, what) {
+    tell();
+    if (what === "deleted" && sid && sid === conversation.sessionId) location.hash = "#/";
+    else if (sid && sid === conversation.sessionId) conversation.reload();
+  },
 });
+const attachments = new Attachments({ session: needSession, changed: () => (keepDraft(), changed()) });
+const host = new HostPage();
 const tabs = "BroadcastChannel" in window ? new BroadcastChannel("hermetic") : null; // the poll alone would do, later
 
 let options = null;
@@ -30,25 +45,39 @@ function sessionInAddress() {
 
 async function openFromAddress() {
   const sid = sessionInAddress();
+  const atHost = location.hash === "#/host";
   toggleSidebar(false);
-  closeMenus();
-  $("rename-form").hidden = true;
-  $("title").hidden = false;
-  $("start").hidden = sid !== null;
+  for (const [id, shown] of [["start", sid === null && !atHost], ["turns", !atHost], ["host-page", atHost], ["composer", !atHost]]) $(id).hidden = !shown;
   $("manage").hidden = true;
+  $("about").hidden = true;
+  $("log").setAttribute("aria-label", atHost ? "The host" : "Conversation");
   showProblem($("send-problem"), null);
   list.select(sid);
+  $("host-link").toggleAttribute("data-here", atHost);
+  if (atHost) host.open();
+  else host.close();
   restoreDraft(sid);
-  showTitle(sid ? "…" : "New session");
-  showSeal(null);
-  if (matchMedia("(min-width: 48.01rem)").matches) $("message").focus();
+  showTitle(sid ? "…" : atHost ? "This host" : "New session");
+  if (!atHost && matchMedia("(min-width: 48.01rem)").matches) $("message").focus();
   await conversation.open(sid);
+  if (atHost) $("log").scrollTop = 0;
 }
 
 function sessionLoaded(view) {
   showTitle(view.title || "Untitled");
   $("manage").hidden = false;
-  $("do-archive").textContent = view.archived ? "Take out of the archive" : "Archive";
+  const folder = view.workspace.split("/").filter(Boolean).at(-1) ?? "/";
+  $("about").hidden = false;
+  $("about").title = view.workspace;
+  $("about").replaceChildren(...[h("span", {}, view.agent), view.profile === "default" ? null : h("span", {}, view.profile),
+    h("span", { class: "about-folder" }, icon("folder"), folder === view.session_id ? "its own folder" : folder),
+    view.input_tokens || view.output_tokens ? h("span", { class: "only-wide" }, `${(view.input_tokens + view.output_tokens).toLocaleString()} tokens${view.estimated_cost ? ` · $${view.estimated_cost.toFixed(4)}` : ""}`) : null,
+    view.archived ? h("span", {}, "archived") : null].filter(Boolean));
+  const next = view.continued_as;
+  if (!next) return;
+  // Its agent has shortened the context, and the session goes on under another id. Who watched that goes along.
+  if (conversation.live) return location.replace(`#/s/${next}`);
+  $("session-problem").replaceChildren(h("p", { class: "notice" }, "This is the transcript from before the agent shortened its context. ", h("a", { href: `#/s/${next}` }, "The session goes on here.")));
 }
 
 function gone() {
@@ -72,28 +101,33 @@ function showTabTitle() {
 // --- drafts: what is typed survives a reload, per tab and session, with the key that makes sending it twice harmless ---
 
 const draftName = (sid) => `draft:${sid ?? "new"}`;
+const NO_DRAFT = { text: "", key: null, files: [] };
 
 function restoreDraft(sid) {
-  $("message").value = readDraft(sid).text;
+  const draft = readDraft(sid);
+  $("message").value = draft.text;
+  attachments.restore(draft.files);
   grow();
 }
 
 function readDraft(sid) {
   try {
-    return JSON.parse(sessionStorage.getItem(draftName(sid))) ?? { text: "", key: null };
+    return { ...NO_DRAFT, ...JSON.parse(sessionStorage.getItem(draftName(sid))) };
   } catch {
-    return { text: "", key: null };
+    return NO_DRAFT;
   }
 }
 
-function writeDraft(sid, text, key = null) {
+function writeDraft(sid, text, { key = null, files = [] } = {}) {
   try {
-    if (text) sessionStorage.setItem(draftName(sid), JSON.stringify({ text, key }));
+    if (text || files.length) sessionStorage.setItem(draftName(sid), JSON.stringify({ text, key, files }));
     else sessionStorage.removeItem(draftName(sid));
   } catch {
     // Storage is full or switched off: the draft lives as long as the page.
   }
 }
+
+const keepDraft = () => writeDraft(conversation.sessionId, $("message").value, { files: attachments.names });
 
 function newKey() {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0")).join("");
@@ -109,14 +143,14 @@ function grow() {
 
 async function send() {
   const text = $("message").value;
-  if (sending) return;
+  if (sending || attachments.busy) return;
   if (!text.trim()) return $("message").focus();
   sending = true;
   showProblem($("send-problem"), null);
   changed();
   try {
     if (conversation.isRunning()) await steer(text);
-    else await startTurn(text);
+    else await startTurn(text, attachments.names);
   } catch (problem) {
     showProblem($("send-problem"), problem);
   } finally {
@@ -131,16 +165,16 @@ async function steer(text) {
   clearDraft(sid, text);
 }
 
-async function startTurn(text) {
-  let sid = conversation.sessionId;
-  if (sid === null) sid = await startSession(text);
+async function startTurn(text, files) {
+  const sid = await needSession(text);
   const draft = readDraft(sid);
   const key = (draft.text === text && draft.key) || newKey();
-  writeDraft(sid, text, key);
+  writeDraft(sid, text, { key, files });
   try {
-    const turn = await api.newTurn(sid, text, key);
+    const turn = await api.newTurn(sid, text, key, files);
     clearDraft(sid, text);
-    if (conversation.sessionId === sid) conversation.attach(turn.turn_id, text);
+    attachments.clear();
+    if (conversation.sessionId === sid) conversation.attach(turn.turn_id, text, files);
     tell();
   } catch (problem) {
     if (problem.code !== "session_busy" || !problem.turnId || conversation.sessionId !== sid) throw problem;
@@ -150,21 +184,32 @@ async function startTurn(text) {
   }
 }
 
+let making = null;
+
+// The open session's id; a file or a first message begins one.
+function needSession(text = "") {
+  if (conversation.sessionId !== null) return conversation.sessionId;
+  making ??= startSession(text).finally(() => (making = null));
+  return making;
+}
+
 async function startSession(text) {
   const body = {};
   if (options) {
-    body.agent = $("agent").value;
+    body.agent = chosenAgent();
     if (options.profiles.length > 1) body.profile = $("profile").value;
     if ($("workspace").value.trim()) body.workspace = $("workspace").value.trim();
   }
   const made = await api.newSession(body);
+  const sid = made.session_id;
   writeDraft(null, "");
-  writeDraft(made.session_id, text);
-  history.pushState(null, "", `#/s/${made.session_id}`);
+  writeDraft(sid, text || $("message").value);
+  history.pushState(null, "", `#/s/${sid}`);
   $("start").hidden = true;
-  list.select(made.session_id);
-  await conversation.open(made.session_id);
-  return made.session_id;
+  list.select(sid);
+  showTitle("New session");
+  await conversation.open(sid);
+  return sid;
 }
 
 function clearDraft(sid, text) {
@@ -174,10 +219,46 @@ function clearDraft(sid, text) {
   grow();
 }
 
+// Again, from a turn on: it and what came after it are forgotten, then the text is sent. → a problem or null.
+async function resend(block, text) {
+  const sid = conversation.sessionId;
+  const later = conversation.after(block);
+  if (conversation.isRunning()) {
+    const problem = { detail: "A turn runs in this session.", hint: "Stop it first." };
+    showProblem($("send-problem"), problem);
+    return problem;
+  }
+  if (later > 0 && !(await confirmed("Send this again?", `This answer and ${later === 1 ? "the turn" : `the ${later} turns`} after it leave the session. Export it first to keep them.`, "Send again"))) return null;
+  sending = true;
+  showProblem($("send-problem"), null);
+  changed();
+  try {
+    const files = block.files;
+    await api.forget(sid, block.turnId);
+    if (conversation.sessionId !== sid) return null;
+    await conversation.reload();
+    const turn = await api.newTurn(sid, text, newKey(), files);
+    conversation.attach(turn.turn_id, text, files);
+    tell();
+    return null;
+  } catch (problem) {
+    if (conversation.sessionId === sid && !$("message").value) {
+      $("message").value = text; // it has left the session, so it must not be lost here
+      keepDraft();
+      grow();
+    }
+    showProblem($("send-problem"), problem);
+    return problem;
+  } finally {
+    sending = false;
+    changed();
+  }
+}
+
 function leftover(text) {
   if ($("message").value.trim()) return;
   $("message").value = text;
-  writeDraft(conversation.sessionId, text);
+  keepDraft();
   grow();
 }
 
@@ -194,6 +275,15 @@ async function stop() {
   }
 }
 
+function confirmed(title, text, yes) {
+  $("confirm-title").textContent = title;
+  $("confirm-text").textContent = text;
+  $("confirm-yes").textContent = yes;
+  $("confirm").returnValue = "";
+  $("confirm").showModal();
+  return new Promise((resolve) => $("confirm").addEventListener("close", () => resolve($("confirm").returnValue === "yes"), { once: true }));
+}
+
 // --- what the state shows ---
 
 function changed() {
@@ -206,13 +296,14 @@ function changed() {
   $("status").dataset.tone = sending && !running ? "busy" : tone;
   $("stop").hidden = !running;
   $("stop").disabled = stopping;
-  $("stop").textContent = stopping ? "Stopping…" : "Stop";
-  $("send").disabled = sending || stopping;
-  $("send").textContent = running ? "Steer" : "Send";
-  const label = running ? "Tell the running agent something" : "Message";
+  $("stop").lastChild.textContent = stopping ? "Stopping…" : "Stop";
+  $("send").disabled = sending || stopping || attachments.busy;
+  $("send").lastChild.textContent = running ? "Steer" : "Send";
+  $("attach").disabled = running;
+  const label = running ? "Tell the running agent something" : conversation.sessionId ? "Message" : "Ask, or say what to do";
   $("message").placeholder = label;
   $("message-label").textContent = label;
-  showSeal(conversation.live?.turn.started ?? null);
+  if (turn) list.setState(turn.turnId, stopping ? "cancelling" : turn.state);
   showTabTitle();
   // The host's counts change when ours begins or ends, not only at the next poll.
   if (running !== countedRunning) {
@@ -235,122 +326,118 @@ function tell() {
   tabs?.postMessage(conversation.sessionId);
 }
 
-// --- the seal and the host ---
+// --- the host ---
 
-let health = null;
 let countedRunning = false;
-let sealShown = "";
-
-// The badge: the running (or last watched) turn's seal, else what this host can do.
-function showSeal(started) {
-  const seal = started?.seal ?? health?.seal;
-  $("seal").hidden = !seal;
-  if (!seal) return;
-  const key = `${started?.turn_id} ${JSON.stringify(seal)}`;
-  if (key === sealShown) return;
-  sealShown = key;
-  $("seal-summary").replaceChildren(`Seal ${seal.level}`, h("span", { class: "pid" }, started ? ` · ${started.pid}` : ""));
-  $("seal-summary").setAttribute("aria-label", `Seal level ${seal.level}${started ? `, process ${started.pid}` : ""}`);
-  $("seal-summary").classList.toggle("weak", seal.level < 1);
-  const intro = started
-    ? "The last turn that you watched ran in a process of its own."
-    : "Every turn runs in a process of its own. This is what this host can hold it with.";
-  const more = started ? [["Process", String(started.pid)], ["Agent", started.agent], ["Profile", started.profile], ["Workspace", started.workspace]] : [];
-  $("seal-body").replaceChildren(h("p", { class: "faint" }, intro), sealFacts(seal, more));
-}
+let healthTimer = 0;
+let down = false;
 
 async function refreshHealth() {
+  clearTimeout(healthTimer);
+  let next = HEALTH_MS;
   try {
-    health = await api.health();
-    const { active_turns: running, queued_turns: queued, version, status } = health;
-    $("host").replaceChildren(
-      status === "draining" ? h("span", { class: "down" }, "The server is about to restart") : h("span", {}, `${running} running, ${queued} queued`),
-      h("span", {}, `Hermetic ${version}`),
-    );
+    const { active_turns: running, queued_turns: queued, status, level, heartbeat_s: heartbeat } = await api.health();
+    setHeartbeat(heartbeat);
+    $("host").textContent = status === "draining" ? "About to stop" : `${running} running · ${queued} queued`;
+    $("host-dot").className = `dot ${status === "draining" ? "warn" : running ? "busy" : "good"}`;
+    $("host-link").title = `Seal level ${level}. Open the host's page.`;
+    $("offline").hidden = status !== "draining";
+    $("offline").textContent = "The server is about to stop and takes no more turns. What was said is kept.";
+    if (down) { // it is back: ask for everything that may have changed
+      down = false;
+      announce("The server answers again.");
+      list.refresh();
+      if (!options) loadOptions();
+      if (conversation.sessionId && !conversation.isRunning()) conversation.reload();
+    }
   } catch {
-    $("host").replaceChildren(h("span", { class: "down" }, "The server does not answer"));
+    down = true;
+    next = DOWN_MS;
+    $("host").textContent = "No answer";
+    $("host-dot").className = "dot bad";
+    $("offline").hidden = false;
+    $("offline").textContent = navigator.onLine
+      ? "The server does not answer. This page keeps trying; what you type is kept."
+      : "You are offline. The agent goes on without you, and this page catches up when you are back.";
   }
-  showSeal(conversation.live?.turn.started ?? null);
+  healthTimer = setTimeout(() => document.hidden || refreshHealth(), next);
 }
 
 async function loadOptions() {
   try {
     options = await api.options();
   } catch (problem) {
-    return showProblem($("session-problem"), problem);
+    if (problem.code !== "unreachable") showProblem($("session-problem"), problem);
+    return;
   }
-  const choice = (name) => h("option", { value: name }, name);
-  $("agent").replaceChildren(...options.agents.map((a) => choice(a.name)));
-  $("agent").value = options.default_agent;
-  $("profile").replaceChildren(...options.profiles.map(choice));
+  const many = options.agents.length > 1;
+  for (const old of $("agents").querySelectorAll("label")) old.remove();
+  $("agents").append(...options.agents.map((agent) => {
+    const radio = h("input", { type: "radio", name: "agent", value: agent.name, checked: agent.name === options.default_agent });
+    return h("label", { class: "agent" }, many ? radio : h("input", { type: "radio", name: "agent", value: agent.name, checked: true, class: "vh" }),
+      h("span", { class: "agent-name" }, agent.name), h("span", { class: "agent-says" }, agent.description || ADAPTERS[agent.adapter] || `Adapter ${agent.adapter}`),
+      h("span", { class: "agent-may" }, mayDo(agent)));
+  }));
+  $("profile").replaceChildren(...options.profiles.map((name) => h("option", { value: name }, name)));
   $("profile").value = options.default_profile;
   $("profile-field").hidden = options.profiles.length < 2;
   $("workspace-field").hidden = options.workspace_roots.length === 0;
-  $("workspaces").replaceChildren(...options.workspace_roots.map((path) => h("option", { value: path })));
-  describeAgent();
+  $("workspaces").replaceChildren(...options.workspace_roots.filter((path) => path !== "/").map((path) => h("option", { value: path })));
+  sayWorkspace();
+  showIdeas();
 }
 
-function describeAgent() {
-  const agent = options?.agents.find((a) => a.name === $("agent").value);
-  $("agent-description").textContent = agent ? agent.description || `Adapter: ${agent.adapter}` : "";
+const ADAPTERS = {
+  demo: "Works on files without a model, and asks before it runs a command.",
+  hermes: "hermes-agent, with its own tools.",
+  function: "A function of this server's owner.",
+};
+
+// What an agent may do, as far as the server says it.
+function mayDo(agent) {
+  const seal = agent.seal ?? options.seal ?? null;
+  const level = seal?.level ?? null;
+  const files = level === null ? "Works in the workspace" : level >= 2 ? "Reads and writes the workspace, nothing else" : "Works in the workspace; not walled in on this host";
+  const network = agent.network === undefined ? "" : agent.network === "none" ? " · no network" : ` · network: ${agent.network}`;
+  return `${files}${network}`;
 }
 
-// --- rename, archive, delete ---
+const chosenAgent = () => $("agents").querySelector("input:checked")?.value ?? options.default_agent;
 
-function rename() {
-  closeMenus();
-  $("rename").value = conversation.view?.title ?? "";
-  $("rename-form").hidden = false;
-  $("title").hidden = true;
-  $("rename").select();
-  $("rename").focus();
+function sayWorkspace() {
+  const named = $("workspace").value.trim();
+  const roots = options?.workspace_roots ?? [];
+  $("workspace-says").textContent = named
+    ? "The agent reads and writes the files there."
+    : `Left empty, the session gets a folder of its own.${roots.length && !roots.includes("/") ? ` Others: inside ${roots.join(", ")}.` : ""}`;
 }
 
-function endRename() {
-  $("rename-form").hidden = true;
-  $("title").hidden = false;
-  $("manage").querySelector("summary").focus();
+const IDEAS = ["list files", "write hello.txt: Hello!", "count to 20 slowly", "ask me", "run uname -a"];
+
+// For the demo agent, which knows a handful of requests: they are one click away.
+function showIdeas() {
+  $("ideas").hidden = options?.agents.find((a) => a.name === chosenAgent())?.adapter !== "demo";
+  $("ideas").replaceChildren(...IDEAS.map((text) => h("button", { type: "button", class: "idea", onclick: () => {
+    $("message").value = text;
+    keepDraft();
+    send();
+  } }, text)));
 }
 
-async function change(body, done) {
-  closeMenus();
+// --- colours ---
+
+const THEMES = { "": "as the system", light: "light", dark: "dark" };
+
+function setTheme(theme) {
+  if (theme) document.documentElement.dataset.theme = theme;
+  else delete document.documentElement.dataset.theme;
   try {
-    await api.changeSession(conversation.sessionId, body);
-    showProblem($("session-problem"), null);
-    done?.();
-    await Promise.all([conversation.reload(), list.refresh()]);
-    tell();
-  } catch (problem) {
-    showProblem($("session-problem"), problem);
+    localStorage.setItem("theme", theme);
+  } catch {
+    // For as long as the page lives, then.
   }
-}
-
-async function archive() {
-  const archived = !conversation.view.archived;
-  await change({ archived }, () => announce(archived ? "Archived" : "Taken out of the archive"));
-}
-
-function askDelete() {
-  closeMenus();
-  showProblem($("confirm-problem"), null);
-  $("confirm-text").textContent = `“${titleText}” with all its messages goes for good. Files in its workspace stay.`;
-  $("confirm").showModal();
-  $("confirm-no").focus();
-}
-
-async function reallyDelete() {
-  const sid = conversation.sessionId;
-  try {
-    await api.deleteSession(sid);
-  } catch (problem) {
-    return showProblem($("confirm-problem"), problem);
-  }
-  $("confirm").close();
-  writeDraft(sid, "");
-  announce("Deleted");
-  location.hash = "#/";
-  list.restart();
-  tell();
+  $("theme").setAttribute("aria-label", `Colours: ${THEMES[theme]}`);
+  $("theme").title = `Colours: ${THEMES[theme]}`;
 }
 
 // --- wiring ---
@@ -363,9 +450,14 @@ function toggleSidebar(open) {
   else if (was) $("sidebar-open").focus();
 }
 
-function closeMenus(except = null) {
-  for (const menu of document.querySelectorAll("details.menu[open]")) if (menu !== except) menu.open = false;
-}
+for (const [id, name] of [["manage", "more"], ["sidebar-open", "menu"], ["sidebar-close", "close"], ["attach", "clip"], ["theme", "theme"]]) $(id).append(icon(name));
+$("new").prepend(icon("plus"));
+$("search-form").prepend(icon("search"));
+$("send").prepend(icon("send"));
+$("stop").prepend(icon("stop"));
+$("jump").append(icon("down"), "Newest");
+$("brand-mark").append(sealMark());
+$("start-mark").append(sealMark());
 
 $("composer").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -373,7 +465,7 @@ $("composer").addEventListener("submit", (event) => {
 });
 $("message").addEventListener("input", () => {
   typedAt = performance.now();
-  writeDraft(conversation.sessionId, $("message").value);
+  keepDraft();
   grow();
 });
 $("message").addEventListener("keydown", (event) => {
@@ -381,40 +473,47 @@ $("message").addEventListener("keydown", (event) => {
   event.preventDefault();
   send();
 });
+$("composer").addEventListener("click", (event) => event.target === $("composer") && $("message").focus());
 $("stop").addEventListener("click", stop);
 $("skip").addEventListener("click", (event) => {
   event.preventDefault();
   $("message").focus();
 });
-$("agent").addEventListener("change", describeAgent);
-$("do-rename").addEventListener("click", rename);
-$("do-archive").addEventListener("click", archive);
-$("do-delete").addEventListener("click", askDelete);
-$("rename-cancel").addEventListener("click", endRename);
-$("rename-form").addEventListener("submit", (event) => {
-  event.preventDefault();
-  const title = $("rename").value.trim();
-  if (title) change({ title }, endRename);
+$("agents").addEventListener("change", showIdeas);
+$("workspace").addEventListener("input", sayWorkspace);
+$("theme").addEventListener("click", () => {
+  const names = Object.keys(THEMES);
+  const now = document.documentElement.dataset.theme ?? "";
+  setTheme(names[(names.indexOf(now) + 1) % names.length]);
 });
-$("rename-form").addEventListener("keydown", (event) => event.key === "Escape" && endRename());
+$("manage").addEventListener("click", () => {
+  const view = conversation.view;
+  if (!view) return;
+  if (matchMedia("(max-width: 48rem)").matches) {
+    openMenu($("manage"), list.menuOf(view).map((item) => (item?.label === "Rename" ? { ...item, act: () => (toggleSidebar(true), list.rename(view)) } : item)));
+  } else openMenu($("manage"), list.menuOf(view));
+});
 $("confirm-no").addEventListener("click", () => $("confirm").close());
-$("confirm-yes").addEventListener("click", reallyDelete);
+$("confirm-yes").addEventListener("click", () => $("confirm").close("yes"));
 $("sidebar-open").addEventListener("click", () => toggleSidebar(true));
 $("sidebar-close").addEventListener("click", () => toggleSidebar(false));
 $("scrim").addEventListener("click", () => toggleSidebar(false));
 $("sidebar").addEventListener("click", (event) => event.target.closest("a") && toggleSidebar(false));
-document.addEventListener("click", (event) => closeMenus(event.target.closest("details.menu")));
 document.addEventListener("keydown", (event) => {
-  if (event.key !== "Escape") return;
-  const menu = document.querySelector("details.menu[open]");
-  closeMenus();
-  menu?.querySelector("summary").focus();
-  toggleSidebar(false);
+  if (event.key === "Escape") toggleSidebar(false);
+  if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "k") {
+    event.preventDefault();
+    if (matchMedia("(max-width: 48rem)").matches) toggleSidebar(true);
+    $("search").focus();
+  }
 });
 window.addEventListener("hashchange", openFromAddress);
+window.addEventListener("online", refreshHealth);
+window.addEventListener("offline", refreshHealth);
+document.addEventListener("visibilitychange", () => document.hidden || refreshHealth());
 tabs?.addEventListener("message", () => list.refresh());
-setInterval(() => document.hidden || refreshHealth(), HEALTH_MS);
 
+setTheme(document.documentElement.dataset.theme ?? "");
 loadOptions();
 refreshHealth();
 list.refresh();

@@ -1,38 +1,46 @@
 // The open session: its stored turns, and the one that runs now. The journal is the truth. A page that loads draws the
-// stored messages, then replays the running turn from its first event and goes on live; when the turn has ended the
-// session is asked for again, and what the page shows is what is stored.
+// stored messages, then replays the running turn from its first event and goes on live. A turn that has ended is drawn
+// again from its own events when it comes into view: then its tool calls stand where they were made, with their times.
 
 import { api } from "./api.js";
-import { $, h, showProblem } from "./dom.js";
+import { $, announce, h, showProblem } from "./dom.js";
+import { onDrawn } from "./rich.js";
 import { follow } from "./stream.js";
-import { ENDED, apply, describe, groupByTurn, newTurn, partsOf, textOf } from "./turn.js";
+import { apply, describe, groupByTurn, newTurn, partsOf, textOf } from "./turn.js";
 import { TurnBlock, approvalPrompt, clarifyPrompt } from "./view.js";
 
 const ANNOUNCE_MS = 2500; // a screen reader gets whole sentences, not tokens
-const VERDICTS_MAX = 10; // turns whose end is read from the journal again: those that a person is likely to scroll to
+const REPLAYED_EVENTS_MAX = 20_000; // of a turn that has ended; a longer journal is read as its stored messages
 const NEAR_END_PX = 80;
 
 export class Conversation {
-  // `hooks`: sessionLoaded(view), gone(), titled(text), leftover(text), asked(prompt), changed(), ended()
+  // `hooks`: sessionLoaded(view), gone(), titled(text), leftover(text), asked(prompt), changed(), ended(), resend(block, text)
   constructor(hooks) {
     this.hooks = hooks;
     this.sessionId = null;
     this.view = null;
     this.epoch = 0; // grows when another session opens: late answers for an earlier one are dropped
+    this.seen = new IntersectionObserver((entries) => this.#inView(entries), { root: $("log"), rootMargin: "400px" });
     this.forget();
     $("log").addEventListener("scroll", () => this.#scrolled(), { passive: true });
     $("jump").addEventListener("click", () => this.toEnd());
     new ResizeObserver(() => (this.atEnd ? this.toEnd() : this.#scrolled())).observe($("log"));
+    onDrawn(() => this.atEnd && this.toEnd());
+    setInterval(() => this.live?.block.tick(), 1000);
   }
 
   forget() {
     this.live?.link.close();
-    for (const source of this.verdicts ?? []) source.close();
+    for (const source of this.replays ?? []) source.close();
     clearTimeout(this.live?.speaking);
+    this.seen.disconnect();
     this.epoch++;
     this.live = null; // {turn, block, state, dirty, link, spoken, problem}
     this.groups = new Map(); // key → {block, stamp}
-    this.verdicts = new Set();
+    this.rows = new Map(); // turn id → the turn as the server lists it
+    this.replays = new Set();
+    this.wanted = []; // turns to replay, the one seen last first
+    this.replaying = false;
     this.view = null;
     this.atEnd = true;
     $("turns").replaceChildren();
@@ -45,22 +53,27 @@ export class Conversation {
     this.sessionId = sessionId;
     this.hooks.changed(null);
     if (!sessionId) return;
-    $("turns").replaceChildren(h("p", { class: "faint turn" }, "Loading…"));
+    const epoch = this.epoch;
+    const waiting = setTimeout(() => epoch === this.epoch && !this.view && $("turns").replaceChildren(skeleton()), 250);
     await this.reload();
-    this.toEnd();
+    clearTimeout(waiting);
+    if (epoch === this.epoch) this.toEnd();
   }
 
   // Asks for the session and draws what differs. A running turn that is not followed yet is followed.
   async reload() {
     const epoch = this.epoch;
+    const sid = this.sessionId;
     try {
-      const view = await api.session(this.sessionId);
+      const [view, { turns }] = await Promise.all([api.session(sid), api.turns(sid)]);
       if (epoch !== this.epoch) return;
       this.view = view;
+      this.rows = new Map(turns.map((turn) => [turn.turn_id, turn]));
       this.#drawStored(view);
       this.hooks.sessionLoaded(view);
       const active = view.active_turn_id;
       if (active && !this.isRunning()) this.attach(active);
+      showProblem($("session-problem"), null);
     } catch (problem) {
       if (epoch !== this.epoch) return;
       if (!this.view) $("turns").replaceChildren();
@@ -81,6 +94,12 @@ export class Conversation {
     return this.live !== null && !this.live.turn.closed && !this.live.problem;
   }
 
+  // How many turns stand behind this one.
+  after(block) {
+    const all = [...$("turns").children];
+    return all.length - 1 - all.indexOf(block.element);
+  }
+
   // --- stored turns ---
 
   #drawStored(view) {
@@ -91,73 +110,104 @@ export class Conversation {
       const shown = this.groups.get(group.key) ?? { block: this.#block(group.user), stamp: "" };
       kept.set(group.key, shown);
       elements.push(shown.block.element);
+      shown.block.turnId = group.turnId;
       if (this.live?.turn.turnId === group.key && !this.live.turn.closed) {
-        shown.block.setUser(group.user);
+        shown.block.setUser(group.user, group.attachments);
         continue; // its parts come from its events
       }
       const stamp = JSON.stringify(group.messages);
-      if (stamp === shown.stamp) continue;
-      shown.stamp = stamp;
-      const active = group.turnId === view.active_turn_id;
-      if (!active) this.#drawGroup(shown, group);
+      if (stamp !== shown.stamp) {
+        shown.stamp = stamp;
+        if (group.turnId !== view.active_turn_id) this.#drawGroup(shown, group);
+      }
+      const row = this.rows.get(group.turnId);
+      if (row?.ended && shown.block.turn?.started) shown.block.showSeal(shown.block.turn.started, row);
+      if (row?.ended && !shown.block.turn) this.seen.observe(shown.block.element);
     }
+    // A turn that is just being followed and is not in these messages yet stays; one that was forgotten goes.
     for (const [key, shown] of this.groups) {
-      // A turn that was watched here stays, also where a shortened history no longer has it.
-      if (kept.has(key) || !shown.block.turn) continue;
+      if (kept.has(key) || shown !== this.groups.get(this.live?.turn.turnId) || this.live.turn.closed) continue;
       kept.set(key, shown);
       elements.push(shown.block.element);
     }
     this.groups = kept;
     const box = $("turns");
     if (elements.length !== box.children.length || elements.some((e, i) => e !== box.children[i])) box.replaceChildren(...elements);
-    this.#fetchVerdicts(groups.filter((g) => g.turnId && !g.answered && g.turnId !== view.active_turn_id));
     if (this.atEnd) this.toEnd();
   }
 
   #drawGroup({ block }, group) {
-    block.setUser(group.user);
+    block.setUser(group.user, group.attachments);
     const parts = partsOf(group.messages);
     // Where the text is the one that was watched, the watched parts stay: they know durations and answers, too.
-    const squeeze = (text) => text.replace(/\s+/g, "");
-    if (block.turn && squeeze(textOf(parts)) === squeeze(block.text())) return;
-    block.draw(parts);
+    if (!block.turn || squeeze(textOf(parts)) !== squeeze(block.text())) block.draw(parts);
+    block.setBusy(false);
   }
 
   #block(user) {
-    return new TurnBlock(user, announce);
+    return new TurnBlock(user, {
+      retry: (block) => this.hooks.resend(block, block.message),
+      edit: (block, text) => this.hooks.resend(block, text),
+    });
   }
 
-  // Why a turn has no finished answer stands in its last events. One after the other: HTTP/1.1 has six connections.
-  async #fetchVerdicts(groups) {
-    const epoch = this.epoch;
-    for (const { turnId } of groups.slice(-VERDICTS_MAX)) {
-      const shown = this.groups.get(turnId);
-      if (epoch !== this.epoch || !shown || shown.block.turn || shown.judged) continue;
-      shown.judged = true;
-      try {
-        const view = await api.turn(turnId);
-        if (!view.ended || view.state === "done" || epoch !== this.epoch) continue;
-        const turn = newTurn(turnId);
-        turn.seq = Math.max(0, view.last_seq - 2); // the terminal event and `stream_end`
-        await new Promise((resolve) => {
-          const link = follow(turnId, {
-            onEvent: (name, data, id) => (apply(turn, name, data, id), turn.closed),
-            onLink: (state) => state === "reconnecting" && (link.close(), resolve()),
-            onClosed: resolve,
-            lastSeq: () => turn.seq,
-          });
-          this.verdicts.add(link);
-        });
-        if (epoch === this.epoch) shown.block.showEnd(turn.end ?? { state: view.state });
-      } catch {
-        shown.judged = false; // the next reload asks again; what was said is on the page already
-      }
+  // --- turns that have ended, from their own events ---
+
+  #inView(entries) {
+    for (const { isIntersecting, target } of entries) {
+      if (!isIntersecting) continue;
+      const [key, shown] = [...this.groups].find(([, s]) => s.block.element === target) ?? [];
+      if (!shown || shown.block.turn || shown.replayed) continue;
+      shown.replayed = true;
+      this.seen.unobserve(target);
+      this.wanted.push(key);
     }
+    if (!this.replaying) this.#replayWanted();
+  }
+
+  // One after the other: a browser gives an origin six connections.
+  async #replayWanted() {
+    const epoch = this.epoch;
+    this.replaying = true;
+    while (this.wanted.length && epoch === this.epoch) {
+      const turnId = this.wanted.pop();
+      const row = this.rows.get(turnId);
+      const shown = this.groups.get(turnId);
+      if (!row || !shown || row.last_seq === 0) continue;
+      const turn = await this.#replay(turnId, row.last_seq > REPLAYED_EVENTS_MAX ? row.last_seq - 2 : 0);
+      if (epoch !== this.epoch || shown.block.turn || !turn) continue;
+      // A history that the agent has changed since, or a journal that was cut: what is stored counts.
+      if (turn.started && squeeze(textOf(turn.parts)) === squeeze(shown.block.text())) {
+        shown.block.turn = turn;
+        if (turn.parts.some((part) => part.kind !== "text")) shown.block.draw(turn.parts);
+      }
+      shown.block.showSeal(turn.started, row);
+      shown.block.showUsage(turn.usage);
+      shown.block.showDenied(turn.denied);
+      shown.block.showEnd(turn.end ?? { state: row.state });
+      shown.block.setBusy(false);
+      if (this.atEnd) this.toEnd();
+    }
+    if (epoch === this.epoch) this.replaying = false;
+  }
+
+  #replay(turnId, after) {
+    const turn = newTurn(turnId);
+    turn.seq = after;
+    return new Promise((resolve) => {
+      const link = follow(turnId, {
+        onEvent: (name, data, id) => (apply(turn, name, data, id), turn.closed),
+        onLink: (state) => state === "reconnecting" && (link.close(), resolve(null)),
+        onClosed: () => resolve(turn),
+        lastSeq: () => turn.seq,
+      });
+      this.replays.add(link);
+    });
   }
 
   // --- the running turn ---
 
-  attach(turnId, user = null) {
+  attach(turnId, user = null, files = []) {
     if (this.live?.turn.turnId === turnId) return;
     this.live?.link.close();
     const turn = newTurn(turnId);
@@ -166,12 +216,15 @@ export class Conversation {
       shown = { block: this.#block(user), stamp: "" };
       this.groups.set(turnId, shown);
     }
+    const { block } = shown;
+    if (user !== null) block.setUser(user, files);
     // Turns run in order, so the one that runs belongs behind all that have ended; its place among stored ones stays.
-    if (!shown.block.element.isConnected) $("turns").append(shown.block.element);
-    shown.block.turn = turn;
-    shown.block.draw(turn.parts);
-    shown.block.element.setAttribute("aria-busy", "true");
-    const live = { turn, block: shown.block, link: null, state: "connecting", dirty: new Set(), frame: 0, spoken: 0, speaking: 0, problem: null };
+    if (!block.element.isConnected) $("turns").append(block.element);
+    block.turn = turn;
+    block.turnId = turnId;
+    block.draw(turn.parts, false);
+    block.setBusy(true);
+    const live = { turn, block, link: null, state: "connecting", spoken: 0, speaking: 0, problem: null, times: this.rows.get(turnId) };
     this.live = live;
     live.link = follow(turnId, {
       lastSeq: () => turn.seq,
@@ -193,26 +246,30 @@ export class Conversation {
   #event(live, name, data, { part, redraw }) {
     const { block, turn } = live;
     if (redraw) {
-      live.dirty.clear();
       live.spoken = textOf(turn.parts).length;
-      block.draw(turn.parts);
+      block.draw(turn.parts, false);
       if (turn.end === null) block.showEnd(null);
     } else if (part) {
-      live.dirty.add(part);
-      live.frame ||= requestAnimationFrame(() => this.#paint(live));
+      block.update(part);
+      if (part.kind !== "text" && this.atEnd) requestAnimationFrame(() => this.atEnd && this.toEnd());
     }
-    if (name === "started") block.showStarted(data);
+    if (name === "started") this.#showStarted(live);
     if (name === "title") this.hooks.titled(data.title);
     if (name === "pending_steer_leftover") this.hooks.leftover(data.text);
     if (name === "token" || name === "interim_assistant") live.speaking ||= setTimeout(() => this.#speak(live), ANNOUNCE_MS);
-    else this.#changed(live);
+    else if (name !== "reasoning") this.#changed(live);
   }
 
-  #paint(live) {
-    live.frame = 0;
-    for (const part of live.dirty) live.block.update(part);
-    live.dirty.clear();
-    if (this.live === live && this.atEnd) this.toEnd();
+  async #showStarted(live) {
+    const { turnId, started } = live.turn;
+    live.block.showSeal(started, live.times ?? { started_at: Date.now() / 1000 }, true);
+    if (live.times?.started_at) return;
+    try {
+      live.times = await api.turn(turnId); // when it began, by the server's clock
+      live.block.showSeal(started, live.times, !live.turn.closed);
+    } catch {
+      // The page's own clock does until the turn is read again.
+    }
   }
 
   #speak(live, all = false) {
@@ -222,12 +279,14 @@ export class Conversation {
     const upTo = all ? fresh.length : Math.max(...[". ", "! ", "? ", "\n"].map((stop) => fresh.lastIndexOf(stop))) + 1;
     if (upTo <= 0) return;
     live.spoken += upTo;
-    announce(fresh.slice(0, upTo).trim());
+    announce(fresh.slice(0, upTo).trim().slice(0, 2000));
   }
 
   #changed(live) {
     if (this.live !== live) return;
     live.block.showUsage(live.turn.usage);
+    live.block.showDenied(live.turn.denied);
+    live.block.element.dataset.state = live.turn.state;
     if (live.turn.end) live.block.showEnd(live.turn.end);
     this.#dock(live.turn);
     this.hooks.changed(live.turn);
@@ -239,10 +298,9 @@ export class Conversation {
     live.problem = problem;
     live.turn.closed = true;
     live.turn.pending.clear();
-    cancelAnimationFrame(live.frame);
-    this.#paint(live);
+    live.block.endParts();
     this.#speak(live, true);
-    live.block.element.removeAttribute("aria-busy");
+    live.block.setBusy(false);
     this.#changed(live);
     showProblem($("session-problem"), problem);
     if (!problem) announce(ENDINGS[live.turn.state] ?? "");
@@ -311,10 +369,6 @@ const ENDINGS = {
 };
 
 const idOf = (ask) => ask.approval_id ?? ask.clarify_id;
+const squeeze = (text) => text.replace(/\s+/g, "");
 
-export function announce(text, now = false) {
-  if (!text) return;
-  const place = $(now ? "announce-now" : "announce");
-  place.append(h("p", {}, text));
-  while (place.children.length > 5) place.firstChild.remove();
-}
+const skeleton = () => h("div", { class: "skeleton", role: "status" }, h("span", { class: "vh" }, "Loading the session"), h("i"), h("i"), h("i"));

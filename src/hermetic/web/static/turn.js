@@ -2,12 +2,6 @@
 // tested without a browser. What a turn said is a list of parts in the order in which it was said; stored messages
 // become the same parts, so one view draws both.
 
-export const EVENT_NAMES = [
-  "queued", "started", "token", "reasoning", "interim_assistant", "tool", "tool_complete", "approval",
-  "approval_resolved", "clarify", "clarify_resolved", "steer", "metering", "title", "compressing", "compressed",
-  "pending_steer_leftover", "warning", "cancelling", "done", "apperror", "cancel", "stream_end", "reset", "draining",
-];
-
 export const ENDED = new Set(["done", "failed", "cancelled", "crashed", "timed_out", "over_limit", "lost"]);
 
 export function newTurn(turnId) {
@@ -24,6 +18,7 @@ export function newTurn(turnId) {
     leftover: "",
     end: null, // {state, message, hint, stderr, …}: the terminal event
     closed: false, // `stream_end` has come
+    denied: 0, // what the seal has refused it
     stopAsked: false, // this page asked; `cancelling` is the server's word for it
     draining: false,
   };
@@ -93,6 +88,19 @@ const STEPS = {
     turn.leftover = text;
     return note(turn, `The agent ended before it read: “${text}”`, "It is in the message box; send it again.");
   },
+  egress_denied(turn, { method, host, port, reason, total = 1 }) {
+    turn.denied = total;
+    const what = `${method} ${host}:${port}`;
+    const last = turn.parts.at(-1);
+    if (last?.kind === "note" && last.denied) {
+      last.text = `Denied: ${what} (${reason.replaceAll("_", " ")})`;
+      last.hint = total > 1 ? `${total} in this turn.` : "";
+      return { part: last };
+    }
+    const { part } = note(turn, `Denied: ${what} (${reason.replaceAll("_", " ")})`, total > 1 ? `${total} in this turn.` : "", "warning");
+    part.denied = true;
+    return { part };
+  },
   cancelling(turn) {
     turn.state = "cancelling";
   },
@@ -104,6 +112,8 @@ const STEPS = {
     turn.closed = true;
   },
 };
+
+export const EVENT_NAMES = [...Object.keys(STEPS), "reset", "draining"];
 
 function add(turn, part) {
   turn.parts.push(part);
@@ -180,10 +190,10 @@ export function describe(turn, link) {
 const VERDICTS = {
   failed: ["The agent failed", ""],
   cancelled: ["Stopped", "What was said so far is kept."],
-  crashed: ["The agent's process crashed", "What it said so far is kept. Send the message again to retry."],
+  crashed: ["The agent's process crashed", "What it said so far is kept, and nothing else on this server was touched."],
   timed_out: ["The turn ran out of time", "What it said so far is kept. Ask for less at once, or let the host raise turns.wall_s."],
   over_limit: ["The turn said more than the host allows", "What it said so far is kept."],
-  lost: ["The server stopped while this turn ran", "What it said so far is kept. Send the message again to go on."],
+  lost: ["The server stopped while this turn ran", "What it said so far is kept."],
 };
 
 // → {state, title, message, hint, stderr} for a turn that did not simply finish, else null.
@@ -215,9 +225,11 @@ export function groupByTurn(messages) {
     const turnId = message.turn_id ?? null;
     let group = groups.at(-1);
     const another = !group || (turnId ? group.turnId !== turnId : message.role === "user" || group.turnId !== null);
-    if (another) groups.push((group = { key: turnId ?? `#${groups.length}`, turnId, user: null, messages: [] }));
-    if (message.role === "user" && group.user === null) group.user = contentText(message.content);
-    else group.messages.push(message);
+    if (another) groups.push((group = { key: turnId ?? `#${groups.length}`, turnId, user: null, attachments: [], messages: [] }));
+    if (message.role === "user" && group.user === null) {
+      group.attachments = Array.isArray(message.attachments) ? message.attachments.map((a) => (typeof a === "string" ? a : a?.name ?? "file")) : [];
+      group.user = group.attachments.length ? contentText(message.content).split("\n\n[Attached files:")[0] : contentText(message.content);
+    } else group.messages.push(message);
   }
   for (const group of groups) {
     group.partial = group.messages.some((m) => m.partial);

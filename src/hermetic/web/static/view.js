@@ -1,137 +1,259 @@
-// One turn on the page: what the user said, the agent's parts in order, how it ended. Parts only grow or change in
-// place, so each keeps its element and a token costs one append to one text node.
+// One turn on the page: what the user said, the agent's parts in order, what held it, how it ended. Parts only grow or
+// change in place, so each keeps its element.
 
-import { clockTime, copyText, h } from "./dom.js";
+import { announce, clockTime, copyButton, growing, h, showProblem, span } from "./dom.js";
+import { icon, sealMark } from "./icons.js";
+import { RichText } from "./rich.js";
 import { textOf, verdict } from "./turn.js";
 
-const BLOCK_CHARS = 4000; // a text node is laid out as a whole at every append: a long answer is cut at line ends
-
 export class TurnBlock {
-  // `announce(text)` tells a screen reader.
-  constructor(user, announce) {
-    this.announce = announce;
+  // `actions`: retry(block), edit(block, text) → a promise of a problem or null.
+  constructor(user, actions = {}) {
+    this.actions = actions;
+    this.turn = null; // the fold, of a turn that was watched or replayed
+    this.turnId = null;
+    this.parts = [];
     this.drawn = new Map(); // part → its small view {element, update()}
     this.partsBox = h("div", { class: "parts" });
     this.meta = h("div", { class: "meta" });
-    this.endBox = h("div");
+    this.endBox = h("div", { class: "end" });
     this.usage = h("span", { class: "usage" });
-    this.copy = h("button", { type: "button", class: "quiet copy", hidden: true, onclick: () => this.#copy() }, "Copy");
-    this.parts = [];
+    this.copy = copyButton(() => this.text(), "Copy the answer", icon("copy"));
+    this.retry = h("button", { type: "button", class: "quiet small", "aria-label": "Try again", title: "Try again", onclick: () => actions.retry?.(this) }, icon("retry"));
+    this.tools = h("footer", {}, this.copy, this.retry, this.usage);
     this.userText = h("div", { class: "text" });
-    this.userBox = h("div", { class: "user" }, h("h2", { class: "vh" }, "You"), this.userText);
+    this.userFiles = h("ul", { class: "files", "aria-label": "Attached files" });
+    this.userBody = h("div", { class: "user-body" }, this.userText, this.userFiles);
+    this.userTools = h("div", { class: "user-tools" },
+      copyButton(() => this.userText.textContent, "Copy the message", icon("copy")),
+      h("button", { type: "button", class: "quiet small edit", "aria-label": "Edit and send again", title: "Edit and send again", onclick: () => this.#edit() }, icon("pencil")));
+    this.userBox = h("div", { class: "user" }, h("h2", { class: "vh" }, "You"), this.userBody, this.userTools);
     this.setUser(user);
     this.element = h("article", { class: "turn" }, this.userBox,
-      h("div", { class: "reply" }, h("h2", { class: "vh" }, "Agent"), this.meta, this.partsBox, this.endBox,
-        h("footer", {}, this.copy, this.usage)));
+      h("div", { class: "reply" }, h("h2", { class: "vh" }, "Agent"), h("div", { class: "avatar" }, sealMark()),
+        h("div", { class: "answer-body" }, this.meta, this.partsBox, this.endBox, this.tools)));
+    this.setBusy(false);
   }
 
-  setUser(text) {
+  setUser(text, files = []) {
     this.userText.textContent = text ?? "";
+    this.userFiles.replaceChildren(...files.map((name) => h("li", {}, icon("file"), name)));
+    this.userFiles.hidden = files.length === 0;
+    this.files = files;
     this.userBox.hidden = text === null;
+  }
+
+  get message() {
+    return this.userText.textContent;
+  }
+
+  setBusy(busy) {
+    if (busy) this.element.setAttribute("aria-busy", "true");
+    else this.element.removeAttribute("aria-busy");
+    this.userBox.querySelector(".edit").hidden = busy || !this.turnId;
+    this.retry.hidden = busy || !this.turnId;
+    this.copy.hidden = busy || !this.text();
   }
 
   text() {
     return textOf(this.parts);
   }
 
-  draw(parts) {
+  draw(parts, ended = true) {
     this.drawn.clear();
     this.partsBox.replaceChildren();
     this.parts = parts;
     for (const part of parts) this.update(part);
+    if (ended) this.endParts();
   }
 
   update(part) {
     let view = this.drawn.get(part);
     if (!view) {
+      const before = this.parts[this.parts.indexOf(part) - 1];
+      if (before) this.drawn.get(before)?.end?.(); // it will grow no more
       view = PARTS[part.kind](part);
       this.drawn.set(part, view);
       this.partsBox.append(view.element);
     }
     view.update();
-    if (part.kind === "text") this.copy.hidden = false;
   }
 
-  showStarted({ agent, pid, seal, workspace }) {
-    this.meta.replaceChildren(h("details", {},
-      h("summary", {}, `${agent} · seal ${seal.level} · process ${pid}`),
-      sealFacts(seal, [["Workspace", workspace]])));
+  endParts() {
+    for (const view of this.drawn.values()) view.end?.();
+    this.copy.hidden = !this.text();
+  }
+
+  // What held the turn. `times`: {started_at, ended_at} where they are known.
+  showSeal(started, { started_at = null, ended_at = null } = {}, running = false) {
+    if (!started) return this.meta.replaceChildren();
+    const { agent, pid, seal, workspace, profile } = started;
+    this.clock = h("span", { class: "clock" });
+    this.facts = h("div");
+    this.times = { started_at, ended_at, running };
+    const open = this.meta.querySelector("details")?.open ?? false;
+    this.meta.replaceChildren(h("details", { class: "badge-box", open },
+      h("summary", { class: `badge ${sealTone(seal.level)}` }, sealMark(), h("span", {}, `Seal ${seal.level}`),
+        h("span", { class: "pid" }, `pid ${pid}`), this.clock, (this.denied = h("span", { class: "denied", hidden: true }))),
+      h("div", { class: "badge-facts" }, h("p", {}, sealSentence(seal)),
+        sealFacts(seal, [["Agent", agent], ["Profile", profile], ["Process", String(pid)], ["Workspace", workspace]]), this.facts)));
+    this.tick();
+  }
+
+  // How often the seal has refused something.
+  showDenied(count) {
+    if (!this.denied || !count) return;
+    this.denied.hidden = false;
+    this.denied.textContent = `${count} denied`;
+  }
+
+  // Memory and processor, where the server measures them: {memory_bytes, cpu_s, …}.
+  showResources(resources) {
+    if (!this.facts || !resources) return;
+    const rows = resourceRows(resources);
+    if (rows.length) this.facts.replaceChildren(factList(rows));
+  }
+
+  tick() {
+    if (!this.clock) return;
+    const { started_at, ended_at, running } = this.times;
+    const end = ended_at ?? (running ? Date.now() / 1000 : null);
+    this.clock.textContent = started_at && end ? span(Math.max(0, end - started_at)) : "";
   }
 
   showUsage(usage) {
     if (!usage || !(usage.input_tokens || usage.output_tokens)) return;
     const cost = usage.estimated_cost ? ` · $${usage.estimated_cost.toFixed(4)}` : "";
-    this.usage.textContent = `${usage.input_tokens} in · ${usage.output_tokens} out${cost}`;
+    this.usage.textContent = `${usage.input_tokens.toLocaleString()} in · ${usage.output_tokens.toLocaleString()} out${cost}`;
+    if (usage.context_length) this.usage.title = `Context: ${(usage.last_prompt_tokens ?? 0).toLocaleString()} of ${usage.context_length.toLocaleString()} tokens`;
   }
 
   showEnd(end) {
     const facts = verdict(end);
+    this.element.dataset.end = facts?.state ?? "";
     if (!facts) return this.endBox.replaceChildren();
+    const again = facts.state !== "cancelled" && this.actions.retry
+      ? h("button", { type: "button", onclick: () => this.actions.retry(this) }, icon("retry"), "Try again") : null;
     this.endBox.replaceChildren(h("div", { class: `verdict ${facts.state}` },
       h("p", { class: "verdict-title" }, facts.title),
       facts.message ? h("p", { class: "text" }, facts.message) : null,
       facts.hint ? h("p", { class: "hint" }, facts.hint) : null,
       facts.stderr.length
         ? h("details", {}, h("summary", {}, "What the process printed last"), h("pre", { tabindex: "0" }, facts.stderr.join("\n")))
-        : null));
+        : null,
+      again));
   }
 
-  async #copy() {
-    try {
-      await copyText(this.text());
-      this.copy.textContent = "Copied";
-      this.announce("Copied");
-    } catch {
-      this.copy.textContent = "The browser refused";
-    }
-    setTimeout(() => (this.copy.textContent = "Copy"), 2000);
+  #edit() {
+    const area = h("textarea", { "aria-label": "Edit your message", rows: "2", maxlength: "200000" });
+    const problem = h("div", { role: "alert" });
+    const save = h("button", { class: "primary" }, "Send again");
+    const form = h("form", { class: "edit-form" }, area,
+      h("p", { class: "faint" }, "This answer, and what came after it, leaves the session."),
+      h("div", { class: "buttons" }, save, h("button", { type: "button", class: "quiet", onclick: () => close() }, "Cancel")), problem);
+    const close = () => {
+      form.replaceWith(this.userBody);
+      this.userTools.hidden = false;
+      this.userBox.querySelector(".edit").focus();
+    };
+    area.value = this.message;
+    this.userBody.replaceWith(form);
+    this.userTools.hidden = true;
+    area.style.height = `${Math.min(area.scrollHeight + 4, innerHeight * 0.5)}px`;
+    area.focus();
+    form.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") close();
+      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+        event.preventDefault();
+        form.requestSubmit();
+      }
+    });
+    form.addEventListener("submit", async (event) => {
+      event.preventDefault();
+      if (!area.value.trim() || save.disabled) return;
+      save.disabled = true;
+      const failed = await this.actions.edit(this, area.value);
+      save.disabled = false;
+      showProblem(problem, failed);
+      if (!failed) close();
+    });
   }
 }
 
-export function sealFacts(seal, more = []) {
-  const rows = [
-    ["Level", String(seal.level)],
-    ["Held by", seal.mechanisms.join(", ") || "nothing but its own process"],
-    ["Missing here", seal.missing.join(", ") || "nothing"],
-    ...more,
-  ];
+// --- what holds a turn -------------------------------------------------------------------------------------------
+
+export const sealTone = (level) => (level >= 2 ? "good" : level === 1 ? "fair" : "weak");
+
+const WORDS = {
+  pid_namespace: "its own process ids", mount_namespace: "its own mounts", ipc_namespace: "its own shared memory",
+  uts_namespace: "its own host name", network_namespace: "its own network", cgroup_namespace: "its own view of cgroups",
+  proc: "its own /proc", private_root: "a root folder made for it", user_namespace: "by an unprivileged user namespace",
+  tenant_uid: "a user of its own", no_capabilities: "no capabilities", no_new_privs: "can gain no rights", seccomp: "system calls filtered",
+  landlock: "files by rule", cgroup_memory: "memory counted", cgroup_pids: "processes counted", rlimits: "limits for each process",
+  subreaper: "no process gets away", cgroup_kill: "killed as a whole",
+};
+
+const worded = (names) => names.map((name) => WORDS[name] ?? name.replaceAll("_", " ")).join(", ");
+
+export function sealSentence({ level }) {
+  if (level >= 3) return "Sealed: its own files, processes, network, and a count of what it may use. Nothing else of this host is in reach.";
+  if (level === 2) return "Sealed: its own files, processes and network. Nothing else of this host is in reach.";
+  if (level === 1) return "Files by rule and system calls by filter. It shares the host's processes and network.";
+  return "A process tree of its own that ends as a whole. It has the files and the network of the server's user.";
+}
+
+export function factList(rows) {
   return h("dl", { class: "facts" }, rows.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
 }
 
-// Text that grows: the drawn length tells what is new. Line ends are drawn when something follows them, so that a part
-// never ends in empty lines.
-function growing(part, box) {
-  let node = null;
-  let drawn = 0;
-  return () => {
-    if (!node && !box.firstChild) while (part.text[drawn] === "\n") drawn++; // models begin with empty lines after a tool
-    let upTo = part.text.length;
-    while (upTo > drawn && part.text[upTo - 1] === "\n") upTo--;
-    let fresh = part.text.slice(drawn, upTo);
-    drawn = upTo;
-    while (fresh) {
-      if (!node) box.append(h("div", {}, (node = document.createTextNode(""))));
-      const room = BLOCK_CHARS - node.length;
-      const cut = fresh.length > room ? fresh.indexOf("\n", Math.max(room, 0)) + 1 : 0;
-      node.appendData(cut ? fresh.slice(0, cut) : fresh);
-      fresh = cut ? fresh.slice(cut) : "";
-      if (cut) node = null;
-    }
-  };
+export function sealFacts(seal, more = []) {
+  return factList([
+    ["Level", String(seal.level)],
+    ["Held by", worded(seal.mechanisms) || "nothing but its own process"],
+    ["Missing here", worded(seal.missing) || "nothing"],
+    ...more.filter(([, value]) => value),
+  ]);
 }
+
+const megabytes = (n) => `${(n / 1e6).toFixed(n < 1e7 ? 1 : 0)} MB`;
+
+export function resourceRows(r) {
+  return [
+    ["Memory", r.memory_bytes !== undefined && r.memory_bytes !== null ? megabytes(r.memory_bytes) : null],
+    ["Memory peak", r.memory_peak_bytes ? megabytes(r.memory_peak_bytes) : null],
+    ["Processor", typeof r.cpu_s === "number" ? span(r.cpu_s) : null],
+    ["Processes", r.processes ? String(r.processes) : null],
+    ["Denied", r.denied?.length ? r.denied.join(", ") : null],
+  ].filter(([, value]) => value);
+}
+
+// --- parts -------------------------------------------------------------------------------------------------------
 
 const PARTS = {
   text(part) {
-    const element = h("div", { class: "text said" });
-    return { element, update: growing(part, element) };
+    const rich = new RichText(() => part.text, "said");
+    return { element: rich.element, update: () => rich.grown(), end: () => rich.end() };
   },
 
   reasoning(part) {
-    const body = h("div", { class: "text" });
-    const element = h("details", { class: "reasoning" }, h("summary", {}, "Reasoning"), body);
-    const grow = growing(part, body);
-    element.addEventListener("toggle", () => element.open && grow());
-    return { element, update: () => element.open && grow() };
+    const rich = new RichText(() => part.text);
+    const label = h("span", {}, "Thinking");
+    const element = h("details", { class: "reasoning" }, h("summary", {}, icon("chevron"), label), rich.element);
+    let ended = false;
+    element.addEventListener("toggle", () => {
+      if (!element.open) return;
+      rich.grown();
+      if (ended) rich.end();
+    });
+    return {
+      element,
+      update: () => element.open && rich.grown(),
+      end: () => {
+        ended = true;
+        label.textContent = "Reasoning";
+        if (element.open) rich.end();
+      },
+    };
   },
 
   tool({ call }) {
@@ -140,17 +262,20 @@ const PARTS = {
     const preview = h("span", { class: "preview" });
     const time = h("span", { class: "time" });
     const facts = h("dl", { class: "facts" });
-    const output = h("pre", { tabindex: "0", "aria-label": "Result" });
+    const output = h("pre", { tabindex: "0", role: "group", "aria-label": "Result" });
+    const label = h("p", { class: "tool-label" }, "Result");
     const element = h("details", { class: "tool" },
-      h("summary", {}, mark, h("span", { class: "tool-name" }, call.name), preview, time, state), facts, output);
+      h("summary", {}, mark, h("span", { class: "tool-name" }, call.name), preview, time, state, icon("chevron")),
+      h("div", { class: "tool-body" }, facts, label, output));
     const update = () => {
       const word = !call.finished ? "running" : call.is_error ? "failed" : "finished";
       element.dataset.state = word;
       element.dataset.tid = call.tid;
       state.textContent = `, ${word}`;
       preview.textContent = call.preview || Object.values(call.args ?? {})[0] || "";
-      time.textContent = typeof call.duration_s === "number" ? seconds(call.duration_s) : "";
+      time.textContent = typeof call.duration_s === "number" ? span(call.duration_s) : call.finished ? "" : "running";
       facts.replaceChildren(...Object.entries(call.args ?? {}).flatMap(([k, v]) => [h("dt", {}, k), h("dd", {}, v)]));
+      label.textContent = call.is_error ? "Error" : "Result";
       output.textContent = call.snippet || (call.finished ? "(no output)" : "still running");
     };
     return { element, update };
@@ -159,15 +284,21 @@ const PARTS = {
   // Here only what was asked and how it was answered; the buttons are in the dock, where nobody can miss them.
   approval(part) {
     const outcome = h("span", { class: "outcome" });
-    const element = h("div", { class: "asked" }, "Asked to run ", h("code", {}, part.ask.command), outcome);
-    return { element, update: () => (outcome.textContent = part.answer ? ` · ${approvalOutcome(part.answer)}` : " · waiting") };
+    const element = h("div", { class: "asked" }, h("span", {}, "Asked to run "), h("code", {}, part.ask.command), outcome);
+    return {
+      element,
+      update() {
+        element.dataset.choice = part.answer?.choice ?? "";
+        outcome.textContent = part.answer ? approvalOutcome(part.answer) : "waiting for you";
+      },
+    };
   },
 
   clarify(part) {
     const outcome = h("span", { class: "outcome" });
     const element = h("div", { class: "asked" }, h("span", { class: "text" }, part.ask.question), outcome);
     const words = { user: (text) => `“${text}”`, timeout: () => "nobody answered", end: () => "the turn ended first" };
-    return { element, update: () => (outcome.textContent = part.answer ? ` · ${words[part.answer.by](part.answer.text)}` : " · waiting") };
+    return { element, update: () => (outcome.textContent = part.answer ? words[part.answer.by](part.answer.text) : "waiting for you") };
   },
 
   steer(part) {
@@ -176,14 +307,11 @@ const PARTS = {
   },
 
   note(part) {
-    const element = h("p", { class: `note ${part.tone}` }, part.text, part.hint ? ` ${part.hint}` : "");
-    return { element, update() {} };
+    const words = h("span");
+    const element = h("p", { class: `note ${part.tone}` }, part.tone === "warning" ? icon("warn") : null, words);
+    return { element, update: () => (words.textContent = `${part.text}${part.hint ? ` ${part.hint}` : ""}`) };
   },
 };
-
-function seconds(s) {
-  return s < 0.1 ? `${Math.round(s * 1000)} ms` : s < 60 ? `${s.toFixed(1)} s` : `${Math.floor(s / 60)} min ${Math.round(s % 60)} s`;
-}
 
 const ALLOWED = { once: "allowed once", session: "allowed for this session", always: "allowed always", deny: "denied" };
 
@@ -207,16 +335,18 @@ export function approvalPrompt(ask, give) {
   const born = performance.now();
   const buttons = ask.choices.filter((c) => Object.hasOwn(CHOICES, c)).map((choice) => {
     const [label, key] = CHOICES[choice];
-    return h("button", { type: "button", class: choice === "deny" ? "danger" : "", "data-choice": choice, "aria-keyshortcuts": key,
+    const looks = choice === "deny" ? "danger" : choice === "once" ? "primary" : "";
+    return h("button", { type: "button", class: looks, "data-choice": choice, "aria-keyshortcuts": key,
       onclick: () => answer(choice) }, label, h("kbd", { "aria-hidden": "true" }, key));
   });
   const name = `ask-${ask.approval_id}`;
-  const until = ask.expires_at ? ` Without an answer it is denied at ${clockTime(ask.expires_at)}.` : "";
+  const command = h("pre", { tabindex: "0", role: "group", "aria-label": "Command" });
+  growing(command)(ask.command);
   const element = h("div", { class: "prompt", role: "group", tabindex: "-1", "aria-labelledby": name, "data-ask": ask.approval_id },
-    h("h2", { id: name }, "May the agent run this?"),
-    h("pre", { tabindex: "0", "aria-label": "Command" }, ask.command),
-    h("p", { class: "faint" }, `${ask.description}${until}`.trim()),
-    h("div", { class: "buttons" }, buttons), problem);
+    h("h2", { id: name }, "May the agent run this?"), command,
+    ask.description ? h("p", { class: "faint" }, ask.description) : null,
+    h("div", { class: "buttons" }, buttons),
+    ask.expires_at ? h("p", { class: "faint until" }, `Without an answer it is denied at ${clockTime(ask.expires_at)}.`) : null, problem);
 
   async function answer(choice) {
     await once(buttons, problem, () => give(choice));
@@ -238,10 +368,12 @@ export function approvalPrompt(ask, give) {
 
 export function clarifyPrompt(ask, give) {
   const problem = h("div", { role: "alert" });
+  const born = performance.now();
   const name = `ask-${ask.clarify_id}`;
-  const input = h("input", { "aria-labelledby": name, autocomplete: "off", maxlength: "10000" });
+  const input = h("input", { "aria-labelledby": name, autocomplete: "off", maxlength: "10000", placeholder: ask.choices.length ? "Or in your own words" : "Your answer" });
   const submit = h("button", { class: "primary" }, "Answer");
-  const choices = ask.choices.map((text) => h("button", { type: "button", onclick: () => answer(text) }, text));
+  const choices = ask.choices.map((text, i) => h("button", { type: "button", "aria-keyshortcuts": i < 9 ? String(i + 1) : null, onclick: () => answer(text) },
+    text, i < 9 ? h("kbd", { "aria-hidden": "true" }, String(i + 1)) : null));
   const form = h("form", { class: "answer" }, input, submit);
   form.addEventListener("submit", (event) => {
     event.preventDefault();
@@ -253,9 +385,18 @@ export function clarifyPrompt(ask, give) {
     await once([...choices, submit], problem, () => give(text));
   }
 
-  return h("div", { class: "prompt", role: "group", tabindex: "-1", "aria-labelledby": name, "data-ask": ask.clarify_id },
+  const element = h("div", { class: "prompt", role: "group", tabindex: "-1", "aria-labelledby": name, "data-ask": ask.clarify_id },
     h("h2", { id: name, class: "text" }, ask.question),
-    choices.length ? h("div", { class: "buttons" }, choices) : null, form, problem);
+    choices.length ? h("div", { class: "buttons" }, choices) : null, form,
+    ask.expires_at ? h("p", { class: "faint until" }, `The agent waits until ${clockTime(ask.expires_at)}.`) : null, problem);
+  element.addEventListener("keydown", (event) => {
+    if (event.target === input || event.ctrlKey || event.altKey || event.metaKey || event.repeat || performance.now() - born < ARMED_MS) return;
+    const chosen = /^[1-9]$/.test(event.key) && ask.choices[Number(event.key) - 1];
+    if (!chosen) return;
+    event.preventDefault();
+    answer(chosen);
+  });
+  return element;
 }
 
 // The answer goes out once; a failure gives the buttons back and says why.
