@@ -17,7 +17,7 @@ from hermetic.supervisor import seal_probe
 from hermetic.supervisor.config import Config, load_config
 
 HOW_TO_GET = {
-    "child_process": "No child could be started at all: run `python -m hermetic.agent_child` and read what it prints.",
+    "child_process": "No child could be started at all: the server's log has what its launcher printed.",
     "pid_namespace": "Allow user namespaces: sysctl kernel.unprivileged_userns_clone=1 and user.max_user_namespaces; "
     "on Ubuntu also kernel.apparmor_restrict_unprivileged_userns=0; in a container, run it with them allowed.",
     "mount_namespace": "Comes with pid_namespace.",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 
 from hermetic.protocol.launch import PACKET_BYTES_MAX
 
@@ -41,11 +42,12 @@ def send(to: socket.socket, packet: bytes, fds: Sequence[int] = ()) -> None:
 
 def receive(from_: socket.socket) -> tuple[bytes, list[int]]:
     """A packet with its descriptors, which are closed on exec. The empty packet: the other side is gone."""
-    try:
-        packet, fds, _, _ = socket.recv_fds(from_, PACKET_BYTES_MAX, FDS_MAX, _CMSG_CLOEXEC)
-    except ConnectionResetError:
-        return b"", []
-    return packet, fds
+    for _ in range(2):
+        # The other side has ended with something unread: that is told once, and first, before what it said last.
+        with suppress(ConnectionResetError):
+            packet, fds, _, _ = socket.recv_fds(from_, PACKET_BYTES_MAX, FDS_MAX, _CMSG_CLOEXEC)
+            return packet, fds
+    return b"", []
 
 
 def encode_mechanisms(held: list[str], missing: list[str]) -> bytes:

@@ -28,6 +28,8 @@ from hermetic.agent_child.killing import kill_descendants
 from hermetic.agent_child.seal import idmap
 from hermetic.protocol import control, launch
 
+DIED = "the processes that were made for it died before it began"
+
 
 class Watch:
     """The one loop of a single-threaded process: descriptors, and what is done when one can be read."""
@@ -91,12 +93,14 @@ class Tree:
         self._control: socket.socket | None = None
         self._agent_pid = 0
         self._status: int | None = None
-        self._refused: str | None = None
+        self.refused: str | None = None
         self._terminate_wanted = False
         self._mechanisms: tuple[list[str], list[str]] = ([], [])
         self._listeners: list[int] = []
         self.turn: tuple[bytes, list[int]] | None = None
         """The turn, as long as nobody has said that it begins."""
+        self.begun = False
+        """It has been given a turn."""
         self.killed = False
         self.in_advance = False
         self._channel, theirs = channel.pair()
@@ -117,8 +121,11 @@ class Tree:
         try:
             channel.send(self._channel, packet, fds)
         except OSError:
+            while self._channel.fileno() >= 0:  # what it said last
+                self._hear()
             return False
         self.turn = packet, fds
+        self.begun = True
         self._control = control_socket
         self._watch.add(control_socket.fileno(), self._obey)
         return True
@@ -166,7 +173,7 @@ class Tree:
             case channel.ENTERED:
                 self._begun(*channel.decode_mechanisms(payload))
             case channel.REFUSED:
-                self._refused = payload.decode()
+                self.refused = payload.decode()
             case channel.STATUS:
                 self._status = int(payload)
             case _:
@@ -175,12 +182,14 @@ class Tree:
                 self._wait_for_the_end()
 
     def _begun(self, held: list[str], missing: list[str]) -> None:
-        ours = [] if self._namespaced else ["subreaper"]
+        missing = list(dict.fromkeys([*self._mechanisms[1], *missing]))
+        held = [*self._mechanisms[0], *held, *([] if self._namespaced else ["subreaper"])]
         report = control.Spawned(
             pid=self._agent_pid,
             init_pid=self._init_pid,
-            mechanisms=[*self._mechanisms[0], *held, *ours],
-            missing=[*self._mechanisms[1], *missing],
+            # What only one of both has does not hold the tree.
+            mechanisms=[name for name in dict.fromkeys(held) if name not in missing],
+            missing=missing,
         )
         self._report(report, self._listeners)
         self._let_go()
@@ -233,7 +242,7 @@ class Tree:
                 exit_code=None if by_signal else os.WEXITSTATUS(status),
                 signal=_signal_name(os.WTERMSIG(status)) if by_signal else None,
                 over_limit=self._over_limit,
-                refused=self._refused,
+                refused=self.refused,
             )
         )
         self._watch.remove(self._control.fileno())
@@ -242,7 +251,7 @@ class Tree:
     @property
     def may_begin_again(self) -> bool:
         """It died as a standby that had just been given its turn, by nobody's order: another can have that turn."""
-        return self.in_advance and self.turn is not None and not self.killed and self._refused is None
+        return self.in_advance and self.turn is not None and not self.killed and self.refused is None
 
     def take_turn(self) -> tuple[bytes, list[int], socket.socket]:
         assert self.turn is not None and self._control is not None
@@ -261,7 +270,7 @@ class Kept:
     """A tree without a namespace, as the launcher sees it: a keeper of its own, which is told the turn and left alone."""
 
     may_begin_again = False
-    turn = None
+    refused = None
 
     def __init__(
         self,
@@ -320,40 +329,51 @@ def keep(turns: socket.socket, policy: launch.Policy, name: str, interpreter: st
         os.setsid()
         kernel.set_name(b"hermetic-keeper")
         kernel.become_subreaper()
-        watch = Watch()
-        ended: list[Tree] = []
-        refused = ""
-        tree: Tree | None = None
-        try:
-            tree = Tree(watch, policy, name, interpreter, namespaced=False, on_end=ended.append)
-        except seal.SealError as error:
-            refused = str(error)
-
-        def hear() -> None:
-            packet, fds = channel.receive(turns)
-            if not packet:  # the launcher is gone
-                watch.remove(turns.fileno())
-                if tree is not None:
-                    tree.kill()
-                else:
-                    os._exit(0)
-                return
-            *streams, control_fd = fds
-            control_socket = socket.socket(fileno=control_fd)
-            if tree is None or not tree.give(packet, streams, control_socket):
-                refuse(control_socket, refused or "the processes that waited for this turn have died")
-                os._exit(0)
-
-        watch.add(turns.fileno(), hear)
-        on_sigterm(lambda: tree.terminate() if tree is not None else None)
-        while not ended:
-            watch.once()
-        ended[0].report_end()
-        os._exit(0)
+        Keeper(turns).run(policy, name, interpreter)
     except BaseException:  # noqa: BLE001  whatever it is, this process ends here
         sys.excepthook(*sys.exc_info())
     finally:
         os._exit(agent.BROKEN)
+
+
+class Keeper:
+    def __init__(self, turns: socket.socket) -> None:
+        self._turns = turns
+        self._watch = Watch()
+        self._tree: Tree | None = None
+        self._refused: str | None = None
+        self._ended = False
+
+    def run(self, policy: launch.Policy, name: str, interpreter: str | None) -> NoReturn:
+        self._watch.add(self._turns.fileno(), self._hear)
+        try:
+            self._tree = Tree(self._watch, policy, name, interpreter, namespaced=False, on_end=self._end)
+            on_sigterm(self._tree.terminate)
+        except seal.SealError as error:
+            self._refused = str(error)
+        while not self._ended:
+            self._watch.once()
+        os._exit(0)
+
+    def _hear(self) -> None:
+        packet, fds = channel.receive(self._turns)
+        if not packet:  # the launcher is gone: the supervisor is told why by its end
+            if self._tree is not None:
+                self._tree.kill()
+            os._exit(0)
+        *streams, control_fd = fds
+        control_socket = socket.socket(fileno=control_fd)
+        if self._refused is not None or self._tree is None:
+            refuse(control_socket, self._refused or "")
+            os._exit(0)
+        if not self._tree.give(packet, streams, control_socket):
+            refuse(control_socket, self._tree.refused or DIED)
+            os._exit(0)
+
+    def _end(self, tree: Tree) -> None:
+        tree.report_end()
+        self._refused = tree.refused
+        self._ended = tree.begun or self._refused is None  # else its turn is to be told
 
 
 def refuse(control_socket: socket.socket, why: str) -> None:

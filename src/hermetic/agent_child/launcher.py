@@ -22,7 +22,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from hermetic.agent_child import agent, channel, kernel, seal, stdio
-from hermetic.agent_child.keeper import Kept, Tree, Watch, on_sigterm, refuse
+from hermetic.agent_child.keeper import DIED, Kept, Tree, Watch, on_sigterm, refuse
 from hermetic.agent_child.preload import CannotPreload, preload
 from hermetic.protocol import launch
 
@@ -157,7 +157,7 @@ class Launcher:
             self._running.add(tree)
             if tree.give(packet, streams, control_socket):
                 return
-            why = "the process for this turn died at once"
+            why = tree.refused or DIED
         except (seal.SealError, OSError) as error:
             why = str(error)
         for fd in streams:

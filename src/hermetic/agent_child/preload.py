@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import sys
-import sysconfig
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
@@ -105,7 +104,7 @@ def _link(fd: int) -> str:
 
 def watched(modules: Iterable[str]) -> list[str]:
     """Source files; of installed packages their folder and the one they are installed in, which pip changes."""
-    library = tuple({sysconfig.get_path("stdlib") + "/", sysconfig.get_path("platstdlib") + "/"})
+    library = os.path.dirname(os.__file__) + "/"
     found: set[str] = set()
     for name in modules:
         file = getattr(sys.modules.get(name), "__file__", None)

@@ -100,6 +100,7 @@ class Child:
         """The process that the tree hangs on; the launcher, with all its turns, only where that is not known."""
         if self._spawned is None or not _kill_below(self._launcher.pid, self._spawned.init_pid):
             self._launcher.kill()
+        self._launcher.hung = True
         await self._launcher.retire()
         await self._wait_init()
         with suppress(OSError, trio.ClosedResourceError):

@@ -104,6 +104,8 @@ class Launcher:
         self.running = 0
         self.used_at = trio.current_time()
         self.retired = False
+        self.hung = False
+        """It did not do what it was told; it is killed when it has no turn left."""
         self._process: trio.Process | None = None
         self._socket: trio.socket.SocketType | None = None
         self._files: dict[str, tuple[int, int, int] | None] = {}
@@ -288,6 +290,8 @@ class Launchers:
         finally:
             found.running -= 1
             found.used_at = trio.current_time()
+            if found.hung and not found.running:
+                found.kill()
             with trio.CancelScope(shield=True):
                 await self._retire_idle()
 
@@ -304,7 +308,9 @@ class Launchers:
         slot = self._slots.setdefault(launch_.slot, Slot())
         async with slot.lock:
             current = slot.current
-            if current is not None and (current.launch != launch_ or current.ended.is_set() or current.is_old()):
+            if current is not None and (
+                current.launch != launch_ or current.retired or current.ended.is_set() or current.is_old()
+            ):
                 log.info("launcher_retired", agent=launch_.agent, profile=launch_.profile, turns=current.turns)
                 slot.current = None
                 await current.retire()
