@@ -83,13 +83,14 @@ def policy_of(
     """
     names = list(mechanisms)
     private_root = "private_root" in names or "private_root" in optional
+    ruled = private_root or "landlock" in names or "landlock" in optional
     return Policy(
         mechanisms=names,
         optional=list(optional),
         uid=uid,
         gid=uid,
-        readable=[*readable, *agent.python_path, *agent.readable] if private_root else [],
-        writable=([home] if keeps_home else []) + agent.writable if private_root or "landlock" in names else [],
+        readable=[*readable, *agent.python_path, *agent.readable] if ruled else [],
+        writable=([home] if keeps_home else []) + agent.writable if ruled else [],
         home=None if keeps_home or not private_root else home,
         ports=list(ports) if "network_namespace" in names or "network_namespace" in optional else [],
         limits=Limits(
