@@ -65,7 +65,13 @@ async def serve(
     config: ConfigFile = None,
     bind: Annotated[str | None, Parameter(help="HOST:PORT to listen on; port 0 takes any free one.")] = None,
     data: DataDir = None,
-    insecure: Annotated[bool, Parameter(help="Allow a bind that other machines can reach.")] = False,
+    insecure: Annotated[
+        bool,
+        Parameter(
+            help="Allow what is refused for safety: agents that nothing holds (seal level 0), and a bind "
+            "that other machines can reach without tenants."
+        ),
+    ] = False,
 ) -> int:
     """Run the server: API, event streams, and a page to start with.
 

@@ -13,8 +13,9 @@ from msgspec import Struct
 
 from hermetic.protocol.errors import ConfigError
 from hermetic.protocol.events import Seal
-from hermetic.supervisor import seal_probe
+from hermetic.supervisor.cgroups import Cgroups
 from hermetic.supervisor.config import Config, load_config
+from hermetic.supervisor.sealing import probe
 
 HOW_TO_GET = {
     "child_process": "No child could be started at all: the server's log has what its launcher printed.",
@@ -75,10 +76,15 @@ async def examine(config_path: Path | None, data: Path | None) -> Report:
         configuration = Configuration(path=str(config_path), ok=False, problem=str(error), hint=error.hint)
         config = load_config(None, data=data) if data else Config()
     directory = examine_data(Path(config.server.data).expanduser())
-    seal = await seal_probe.probe()
+    cgroups = Cgroups.open()
+    try:
+        sealing = await probe(3, cgroups)
+    finally:
+        cgroups.close()
+    seal = sealing.seal
     return Report(
         level=seal.level,
-        ok=configuration.ok and directory.writable and "child_process" not in seal.missing,
+        ok=configuration.ok and directory.writable and sealing.can_run,
         seal=seal,
         python=platform.python_version(),
         sqlite=apsw.sqlite_lib_version(),

@@ -13,11 +13,13 @@ from hermetic.protocol import PROTOCOL_VERSION, commands, events, launch
 from hermetic.protocol.control import KILL, TERMINATE, Exited, Spawned
 from hermetic.protocol.errors import StorageError
 from hermetic.protocol.framing import frame
+from hermetic.supervisor.cgroups import Cgroups
 from hermetic.supervisor.child import KILL_S
 from hermetic.supervisor.config import Config
 from hermetic.supervisor.hub import Reader
 from hermetic.supervisor.launchers import Launch
 from hermetic.supervisor.run_turn import LiveTurn, Start
+from hermetic.supervisor.sealing import Sealing
 from hermetic.supervisor.store.interface import Session, TurnSpec
 from hermetic.testing import MemoryStore
 
@@ -165,8 +167,6 @@ async def new_turn(store, config=None, **spec):
         start = commands.Start(protocol=PROTOCOL_VERSION, turn_id="t", session_id="s", message="hello", workspace="/w")
         return Start(launch.Spawn(turn_id="t", workspace="/w"), start, Launch(agent="demo", profile="default"))
 
-    return LiveTurn(
-        spec, store=store, config=config, prepare=prepare, on_storage_error=lambda: None, launchers=None
     async def is_free(_: str) -> bool:
         return True
 
@@ -178,6 +178,8 @@ async def new_turn(store, config=None, **spec):
         on_storage_error=lambda: None,
         on_continued=lambda before, after: None,
         is_free=is_free,
+        launchers=None,
+        sealing=Sealing(Cgroups([]), [], can_run=True),
     )
 
 

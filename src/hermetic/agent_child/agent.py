@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from hermetic.agent_child import channel, kernel, seal, session, stdio
 from hermetic.agent_child.interpreter import exec_interpreter
+from hermetic.agent_child.seal import privileges, tools
 from hermetic.protocol import launch
 
 BROKEN = 70
@@ -61,6 +62,8 @@ def run(events_fd: int, commands_fd: int) -> NoReturn:
         for number in (signal.SIGTERM, signal.SIGINT):  # before Start there is nothing to end but ourselves
             signal.signal(number, lambda *_: os._exit(0))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGCHLD, signal.SIGUSR1})
+        if privileges.gains_nothing_by_exec():  # sealed: so are its tools, each from the moment of its fork
+            tools.guard((events_fd, commands_fd))
         session.run(events_fd, commands_fd)
     except BaseException:  # noqa: BLE001  whatever it is, this process ends here
         sys.excepthook(*sys.exc_info())

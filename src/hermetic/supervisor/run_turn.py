@@ -31,7 +31,7 @@ from hermetic.protocol.framing import FrameDecoder, event_decoder
 from hermetic.supervisor.acting import act
 from hermetic.supervisor.audit import Act
 from hermetic.supervisor.child import Child, open_child
-from hermetic.supervisor.config import Config
+from hermetic.supervisor.config import Config, limits_of
 from hermetic.supervisor.ending import (
     OUR_MISTAKE,
     Cause,
@@ -43,10 +43,12 @@ from hermetic.supervisor.ending import (
     record,
 )
 from hermetic.supervisor.hub import Feed
-from hermetic.supervisor.redact import Redactor
 from hermetic.supervisor.ingest import Ingest
 from hermetic.supervisor.launchers import Launch, Launchers
-from hermetic.supervisor.seal_probe import seal_of
+from hermetic.supervisor.meter import Meter
+from hermetic.supervisor.quota import Unmeasurable, measure
+from hermetic.supervisor.redact import Redactor
+from hermetic.supervisor.sealing import Sealing
 from hermetic.supervisor.store.interface import Entry, Record, Store, TurnSpec
 from hermetic.supervisor.summary import Fold, index_of_turn
 from hermetic.supervisor.turn import Action, Phase, TurnState, What, step
@@ -64,6 +66,12 @@ CALLS_MAX = 10_000
 microseconds each. Three calls a second for an hour stay below; a loop in an agent does not."""
 EOF_S = 2.0
 """From the death of the tree to the end of its pipes. Without a PID namespace a stray writer may hold one open."""
+LIMITS_S = 1.0
+"""Between two looks at what a turn uses: what the kernel has enforced is named that much later at most."""
+QUOTA_PART = 0.05
+"""Of one core, at most, goes into measuring one workspace: a large tree is measured less often."""
+KERNEL_LIMITS = {"memory_bytes": "memory_bytes_max", "processes": "processes_max"}
+"""Field of launch.Limits → key of the configuration."""
 END_RETRY_S = 1.0
 """Between two tries to write a turn's end to a store that refuses."""
 
@@ -77,6 +85,10 @@ class Start(msgspec.Struct, frozen=True):
     """What its launcher is born with."""
     secrets: list[str] = []
     """Values of the environment that the turn must not be heard to say."""
+    serve: (
+        Callable[[list[trio.SocketListener], Callable[[events.EgressDenied], Awaitable[None]]], Awaitable[None]] | None
+    ) = None
+    """Serves the listeners inside the turn's network, until it is cancelled."""
 
 
 class LiveTurn:
@@ -90,10 +102,11 @@ class LiveTurn:
         config: Config,
         prepare: Callable[[LiveTurn], Awaitable[Start]],
         on_storage_error: Callable[[], None],
-        launchers: Launchers,
-        ingest: Ingest | None = None,
         on_continued: Callable[[str, str], None],
         is_free: Callable[[str], Awaitable[bool]],
+        launchers: Launchers,
+        sealing: Sealing,
+        ingest: Ingest | None = None,
         last_seq: int = 0,
     ) -> None:
         """`on_continued(old, new)` is called when the turn's end has given its session a new id, `is_free` says
@@ -112,12 +125,15 @@ class LiveTurn:
         """Set when the store has the end."""
         self._store = store
         self._config = config
+        agent = config.agents.get(spec.agent)
+        self._limits = limits_of(config, agent) if agent else config.limits
         self._prepare = prepare
         self._on_storage_error = on_storage_error
-        self._launchers = launchers
-        self._receive = ingest.receive if ingest else _receive
         self._on_continued = on_continued
         self._is_free = is_free
+        self._launchers = launchers
+        self._sealing = sealing
+        self._receive = ingest.receive if ingest else _receive
         self._lock = trio.Lock()
         self._nursery: trio.Nursery | None = None
         self._stack = AsyncExitStack()
@@ -138,6 +154,8 @@ class LiveTurn:
         self._redactor = Redactor([])
         self._stderr = bytearray()
         self._event_bytes = 0
+        self._second = (0, 0)
+        """The second of the clock in which the child spoke last, and the bytes of its events in it."""
         self._ready = False
         self._killing = False
         self._late = 0
@@ -359,6 +377,8 @@ class LiveTurn:
         self._nursery.start_soon(self._watch, self._child, events_end, stderr_end)
         self._nursery.start_soon(self._write_commands, self._child)
         self._nursery.start_soon(self._watch_wall_clock)
+        if self._limits.workspace_bytes_max is not None:
+            self._nursery.start_soon(self._watch_workspace, self._limits.workspace_bytes_max)
 
     async def _send_start(self) -> None:
         assert self._start and self._spawned
@@ -370,7 +390,7 @@ class LiveTurn:
             profile=self.spec.profile,
             workspace=self.spec.workspace,
             pid=self._spawned.pid,
-            seal=seal_of(self._spawned),
+            seal=self._sealing.seal_of(self._spawned),
         )
         await self._journal([record(self.started)])
         self._commands_in.send_nowait(self._start.command)
@@ -400,7 +420,7 @@ class LiveTurn:
     # --- tasks that listen ----------------------------------------------------------------------------------------
 
     async def _read_events(self, child: Child, end: trio.Event) -> None:
-        decoder: FrameDecoder[events.ChildEvent] = event_decoder(self._config.limits.frame_bytes_max)
+        decoder: FrameDecoder[events.ChildEvent] = event_decoder(self._limits.frame_bytes_max)
         broken: ProtocolError | None = None
         while data := await self._receive(child.events, READ_BYTES):
             # The keeper's report and the agent's Ready take two ways. Not under the lock: a keeper that never reports
@@ -442,6 +462,7 @@ class LiveTurn:
             records: list[Record] = []
             asked: list[events.Approval | events.Clarify] = []
             fault: ProtocolError | None = None
+            over: str | None = None
             for frame, event in frames:
                 if self._result is not None:
                     self._late += 1
@@ -452,12 +473,12 @@ class LiveTurn:
                 elif isinstance(event, events.Result | events.Failed):
                     self._result = event
                 else:
-                    self._event_bytes += len(frame)
+                    over = self._count(len(frame))
                     if isinstance(event, events.Approval | events.Clarify):
                         fault = self._check_asked(event, asked)
                     if not fault:
                         records.append((events.event_name(event), frame))
-                if fault or self._event_bytes > self._config.limits.event_bytes_max:
+                if fault or over:
                     break
             if await self._journal(records) and records and self.first_event_at is None:
                 self.first_event_at = time.time()
@@ -467,13 +488,8 @@ class LiveTurn:
                 raise fault
             if self._result is not None:
                 await self._finished(self._result)
-            if self._event_bytes > self._config.limits.event_bytes_max:
-                self._cause = self._cause or Cause(
-                    f"the turn said more than limits.event_bytes_max = {self._config.limits.event_bytes_max} bytes",
-                    "over_limit",
-                    hint="Let the agent say less, or ask the host to raise the limit.",
-                )
-                await self._happen(What.ABORT, "over_limit")
+            if over:
+                await self._over_limit(over)
             elif len(self.fold.tool_calls) > CALLS_MAX:
                 self._cause = self._cause or Cause(
                     f"the turn made more than {CALLS_MAX} tool calls",
@@ -481,6 +497,29 @@ class LiveTurn:
                     hint="Let the agent do less in one turn.",
                 )
                 await self._happen(What.ABORT, "over_limit")
+
+    def _count(self, size: int) -> str | None:
+        """One more event of `size` bytes; → the limit that it breaks."""
+        now = int(trio.current_time())
+        second, said = self._second
+        self._second = (now, size + (said if second == now else 0))
+        self._event_bytes += size
+        if self._event_bytes > self._limits.event_bytes_max:
+            return "event_bytes_max"
+        return "event_bytes_per_s_max" if self._second[1] > self._limits.event_bytes_per_s_max else None
+
+    async def _over_limit(self, name: str) -> None:
+        """Ends the turn for it. The lock is held."""
+        self._cause = self._cause or self._limit_cause(name)
+        await self._happen(What.ABORT, "over_limit")
+
+    def _limit_cause(self, name: str) -> Cause:
+        did = "said" if name.startswith("event") else "used"
+        return Cause(
+            f"the turn {did} more than limits.{name} = {getattr(self._limits, name)}",
+            "over_limit",
+            hint="Let the agent do less in one turn, or ask the host to raise the limit.",
+        )
 
     async def _finished(self, result: events.Result | events.Failed) -> None:
         if isinstance(result, events.Failed):
@@ -535,7 +574,7 @@ class LiveTurn:
             pass  # answered while we woke up
 
     async def _read_stderr(self, child: Child, end: trio.Event) -> None:
-        kept = self._config.limits.stderr_bytes_max
+        kept = self._limits.stderr_bytes_max
         scrubber = self._redactor.scrubber() if self._redactor else None
         while data := await _receive(child.stderr, READ_BYTES):
             self._stderr += scrubber.feed(data) if scrubber else data
@@ -554,6 +593,7 @@ class LiveTurn:
 
     async def _watch(self, child: Child, events_end: trio.Event, stderr_end: trio.Event) -> None:
         while isinstance(report := await child.report(), Spawned):
+            await self._look_at_the_seal(child, report)
             self._spawned = report
             self._reported.set()
         self._reported.set()
@@ -573,7 +613,64 @@ class LiveTurn:
                     "`hermetic doctor` says what this host can do.",
                 )
                 await self._happen(What.ABORT, "failed")
-            await self._happen(What.EXITED)
+            broken = self._broken_limit(self._exited)
+            if broken and self.state.verdict is None:
+                self._cause = self._cause or self._limit_cause(broken)
+            await self._happen(What.EXITED, "over_limit" if broken else None)
+
+    async def _look_at_the_seal(self, child: Child, spawned: Spawned) -> None:
+        """From outside, before the child is given its turn. What it needs of us inside its seal is begun."""
+        assert self._start and self._nursery
+        if broken := self._sealing.broken(spawned, self._start.launch.policy):
+            async with self._lock:
+                self._cause = self._cause or Cause(
+                    f"the turn's seal does not hold: {', '.join(broken)}",
+                    "seal",
+                    "hermetic",
+                    "The turn was not run. Please report this with what `hermetic doctor` prints.",
+                )
+                await self._happen(What.ABORT, "failed")
+            return
+        meter = self._sealing.meter(spawned)
+        if meter.controllers:
+            self._nursery.start_soon(self._watch_groups, meter)
+        if self._start.serve is not None and child.listeners:
+            self._nursery.start_soon(self._start.serve, child.take_listeners(), self._tell)
+
+    async def _tell(self, event: events.SupervisorEvent) -> None:
+        async with self._lock:
+            if self.state.phase is not Phase.ENDED:
+                await self._journal([record(event)])
+
+    def _broken_limit(self, exited: Exited) -> str | None:
+        """The limit for which the kernel killed the agent, if it did."""
+        if exited.signal == "SIGXFSZ":  # setrlimit(2)
+            return "file_bytes_max"
+        return KERNEL_LIMITS.get(exited.over_limit or "") if exited.signal == "SIGKILL" else None
+
+    async def _watch_groups(self, meter: Meter) -> None:
+        """Ends the turn when the kernel has had to enforce a limit on any of its processes, not the agent alone."""
+        while (name := meter.enforced()) is None:
+            await trio.sleep(LIMITS_S)
+        async with self._lock:
+            await self._over_limit(KERNEL_LIMITS[name])
+
+    async def _watch_workspace(self, bytes_max: int) -> None:
+        while True:
+            began = trio.current_time()
+            try:
+                # Abandoned when the turn ends first: a tree without end must not hold it up.
+                size = await trio.to_thread.run_sync(measure, self.spec.workspace, bytes_max, abandon_on_cancel=True)
+            except Unmeasurable:
+                size = bytes_max + 1
+            except OSError as error:
+                log.warning("workspace_not_measured", turn_id=self.turn_id, error=str(error))
+                return
+            if size > bytes_max:
+                async with self._lock:
+                    await self._over_limit("workspace_bytes_max")
+                return
+            await trio.sleep(max(LIMITS_S, (trio.current_time() - began) / QUOTA_PART))
 
     async def _watch_wall_clock(self) -> None:
         await trio.sleep(self._config.turns.wall_s)
@@ -601,7 +698,9 @@ class LiveTurn:
         if not records:
             return True
         first_seq = self.feed.last_seq + 1
-        append = partial(self._store.append_durable, act=done) if durable else self._store.append
+        append = self._store.append
+        if durable:
+            append = self._store.append_durable if done is None else partial(self._store.append_durable, act=done)
         try:
             with trio.CancelScope(shield=True):
                 await append(self.turn_id, self.epoch, first_seq, records)
@@ -677,7 +776,7 @@ class LiveTurn:
             messages = await self._store.messages(self.spec.tenant, self.spec.session_id)
             known = msgspec.structs.replace(known, earlier=messages[: index_of_turn(messages, self.turn_id) + 1])
         row = await self._store.session(self.spec.tenant, self.spec.session_id)
-        end = finish_of(known, row, self._config.limits, time.time(), brief=brief)
+        end = finish_of(known, row, self._limits, time.time(), brief=brief)
         await self._store.finish(end)
         if end.continue_as is not None:  # no checkpoint since the store has it
             self._on_continued(self.spec.session_id, end.continue_as)

@@ -7,6 +7,7 @@ behind is put right: turns that ran are `lost` with what they had said, turns th
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import sys
@@ -17,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx2
 import msgspec
 import outcome
 import structlog
@@ -34,8 +36,11 @@ from hermetic.protocol.errors import (
 )
 from hermetic.protocol.sse import Cursor
 from hermetic.supervisor.acting import act, act_for
+from hermetic.supervisor.audit import Act
 from hermetic.supervisor.ballast import Ballast
-from hermetic.supervisor.config import Config, default_agent
+from hermetic.supervisor.config import Config, default_agent, show
+from hermetic.supervisor.egress.model import open_upstream
+from hermetic.supervisor.egress.serve import Egress, egress_of, serve_egress
 from hermetic.supervisor.ending import BEFORE_START, BY_USER, SERVER_DIED, SERVER_STOPS, Ending, finish_of
 from hermetic.supervisor.environment import base_environment, turn_environment
 from hermetic.supervisor.governor import Governor
@@ -46,8 +51,7 @@ from hermetic.supervisor.ingest import Ingest
 from hermetic.supervisor.launchers import Launch, Launchers
 from hermetic.supervisor.redact import secret_values
 from hermetic.supervisor.run_turn import LiveTurn, Start
-from hermetic.supervisor.seal_policy import TREE
-from hermetic.supervisor.seal_probe import probe
+from hermetic.supervisor.sealing import Sealing, open_sealing
 from hermetic.supervisor.secret_box import load_keys
 from hermetic.supervisor.sessions import Sessions, refuse_continued
 from hermetic.supervisor.store.interface import (
@@ -79,6 +83,8 @@ T = TypeVar("T")
 
 RETRY_CONTINUED = 5
 """Tries to enqueue; each found that the session had gone on under another id, which takes a whole turn."""
+REFUSALS_PER_MINUTE = 60
+"""Refused logins in the audit log. Each is a write with an fsync, and anybody on the network can cause them."""
 STOP_S = 15.0
 """From the end of a turn's grace to its end, in a drain: killing, reaping and the last write take some seconds at worst."""
 
@@ -92,19 +98,22 @@ class Supervisor:
         store: Store,
         data: Path,
         nursery: trio.Nursery,
-        seal: events.Seal,
+        sealing: Sealing,
         server_environ: Mapping[str, str],
+        upstream: httpx2.AsyncHTTPTransport,
     ) -> None:
         self.config = config
         self.store = store
         self.data = data
-        self.seal = seal
+        self.sealing = sealing
+        self.seal = sealing.seal
         self.draining = trio.Event()
         self.pulse = Pulse(config.stream.heartbeat_s)
         self.ingest = Ingest(config.stream.window_s)
         self.started_at = time.time()
         self._nursery = nursery
         self._server_environ = server_environ
+        self._upstream = upstream
         self._live: dict[str, LiveTurn] = {}
         """Turns that have not ended, in order of arrival."""
         self._running: set[str] = set()
@@ -123,6 +132,8 @@ class Supervisor:
         self.sessions = Sessions(config, store, self.identities, self._ballast)
         self.vault = Vault(store.secrets, load_keys(config.secrets, server_environ))
         self._governor = Governor(config, self.identities)
+        self._refusals: tuple[float, int, int] = (-60.0, 0, 0)
+        """The minute's begin, refused logins recorded in it, and those passed over since."""
         self._positions: dict[str, int] | None = None
         """Of the turns that wait, 1 for the next to start; None: not known since something has changed."""
 
@@ -331,10 +342,11 @@ class Supervisor:
             config=self.config,
             prepare=self._prepare,
             on_storage_error=self._ballast.drop,
-            launchers=self.launchers,
-            ingest=self.ingest,
             on_continued=partial(self._continued, row.spec.tenant),
             is_free=partial(self.sessions.is_free, row.spec.tenant),
+            launchers=self.launchers,
+            sealing=self.sealing,
+            ingest=self.ingest,
             last_seq=row.last_seq,
         )
         self._live[row.spec.turn_id] = live
@@ -428,8 +440,15 @@ class Supervisor:
             server_environ=self._server_environ,
             python=agent.interpreter or sys.executable,
             agent_name=spec.agent,
+            network_namespace=self.sealing.network,
             secrets=secret,
         )
+        policy = await trio.to_thread.run_sync(
+            lambda: self.sealing.policy(
+                self.config, agent, profile, home=home, tenant_number=self.identities.tenant_number(spec.tenant)
+            )
+        )
+        egress = egress_of(agent, self._server_environ)
         return Start(
             launch.Spawn(
                 turn_id=spec.turn_id,
@@ -472,9 +491,10 @@ class Supervisor:
                 python_path=agent.python_path,
                 standby=agent.standby,
                 watch=hermes_files(home) if agent.adapter == "hermes" else [],
-                policy=launch.Policy(optional=list(TREE)),
+                policy=policy,
             ),
             secrets=secret_values(environment, secret),
+            serve=partial(_serve, egress, self._upstream, spec.turn_id) if self.sealing.network else None,
         )
 
     def _home(self, spec: TurnSpec, configured: str | None) -> Path:
@@ -567,6 +587,38 @@ class Supervisor:
             after = entries[-1].seq
         return fold
 
+    # --- who did what ---------------------------------------------------------------------------------------------
+
+    async def note_start(self) -> None:
+        """The server has started with this configuration. It has no secrets; its hash tells one from another, and the
+        log gets a head of the audit log, for who keeps the log elsewhere."""
+        shown = hashlib.sha256(show(self.config).encode()).hexdigest()
+        done = Act(action="server.start", actor="system", detail={"version": __version__, "configuration": shown})
+        last = await self.store.audit.record(done)
+        log.info("audit_head", head=last.head)
+
+    async def note_refusal(self, why: str, *, client: str, key: str | None) -> None:
+        """Somebody was refused whose key or token was no good. `key`: what it says to be. Who sends thousands does not
+        fill the log: beyond REFUSALS_PER_MINUTE they are counted, and the next record says how many."""
+        now = trio.current_time()
+        if now - self._refusals[0] >= 60:
+            self._refusals = now, 0, self._refusals[2]
+        since, noted, passed_over = self._refusals
+        if noted >= REFUSALS_PER_MINUTE:
+            self._refusals = since, noted, passed_over + 1
+            return
+        self._refusals = since, noted + 1, 0
+        done = Act(
+            action="login.refused",
+            actor="unknown",
+            target=key or "",
+            detail={"why": why, "client": client, "more": passed_over},
+        )
+        try:
+            await self.store.audit.record(done)
+        except StorageError as error:  # refused all the same
+            log.warning("refusal_not_recorded", detail=error.message)
+
     # --- the host -------------------------------------------------------------------------------------------------
 
     def options(self, *, by: Caller) -> api.Choices:
@@ -654,10 +706,19 @@ class Supervisor:
         log.warning("turn_recovered", turn_id=turn_id, state=known.verdict, events=row.last_seq)
 
 
+async def _serve(
+    egress: Egress,
+    upstream: httpx2.AsyncHTTPTransport,
+    turn_id: str,
+    listeners: list[trio.SocketListener],
+    tell: Callable[[events.EgressDenied], Awaitable[None]],
+) -> None:
+    await serve_egress(listeners, egress, transport=upstream, tell=tell, turn_id=turn_id)
+
+
 def hermes_files(home: Path) -> list[str]:
     """A profile's own settings, which hermes-agent may read when it is imported."""
     return [str(home / name) for name in ("config.yaml", ".env")]
-
 
 
 def _admission_change(spec: TurnSpec, model: str | None) -> Change:
@@ -675,11 +736,12 @@ def _admission_change(spec: TurnSpec, model: str | None) -> Change:
 
 @asynccontextmanager
 async def open_supervisor(
-    config: Config, *, server_environ: Mapping[str, str] | None = None
+    config: Config, *, server_environ: Mapping[str, str] | None = None, insecure: bool = False
 ) -> AsyncIterator[Supervisor]:
     """A supervisor with its store under `config.server.data`, put right after whatever happened before.
 
-    On exit running turns are drained. Raises `StorageError`, `HostError`.
+    `insecure`: turns may run although nothing holds them. On exit running turns are drained. Raises `StorageError`,
+    `HostError`.
     """
     data = Path(config.server.data).expanduser()
     try:
@@ -689,23 +751,33 @@ async def open_supervisor(
             f"the data directory {data} cannot be made: {error.strerror}",
             hint="Point --data at a folder you can write.",
         ) from error
-    async with open_sqlite(data / "hermetic.db") as store:
-        seal = await probe()
-        async with trio.open_nursery() as outer:
-            nursery: trio.Nursery = await outer.start(_hold_turns)
-            supervisor = Supervisor(
-                config, store, data.resolve(), nursery, seal, os.environ if server_environ is None else server_environ
-            )
-            nursery.start_soon(supervisor.pulse.run)
-            nursery.start_soon(supervisor.ingest.run)
-            try:
-                await supervisor.identities.load()
-                await supervisor.recover()
-                yield supervisor
-            finally:
-                with trio.CancelScope(shield=True):
-                    await supervisor.drain()
-                nursery.cancel_scope.cancel()
+    async with (
+        open_sqlite(data / "hermetic.db") as store,
+        open_sealing(config, insecure=insecure) as sealing,
+        open_upstream() as upstream,
+        trio.open_nursery() as outer,
+    ):
+        nursery: trio.Nursery = await outer.start(_hold_turns)
+        supervisor = Supervisor(
+            config,
+            store,
+            data.resolve(),
+            nursery,
+            sealing,
+            os.environ if server_environ is None else server_environ,
+            upstream,
+        )
+        nursery.start_soon(supervisor.pulse.run)
+        nursery.start_soon(supervisor.ingest.run)
+        try:
+            await supervisor.identities.load()
+            await supervisor.note_start()
+            await supervisor.recover()
+            yield supervisor
+        finally:
+            with trio.CancelScope(shield=True):
+                await supervisor.drain()
+            nursery.cancel_scope.cancel()
 
 
 async def _hold_turns(task_status: trio.TaskStatus[trio.Nursery]) -> None:

@@ -164,7 +164,7 @@ async def serve_task(
     """
     host, _ = parse_bind(config.server.bind)
     loopback = is_loopback(host)
-    async with open_supervisor(config) as supervisor:
+    async with open_supervisor(config, insecure=insecure) as supervisor:
         if not loopback and not supervisor.identities.configured and config.oidc.issuer is None:
             if not insecure:
                 raise ConfigError(
