@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import secrets
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -23,9 +24,11 @@ from hermetic.supervisor.store.interface import (
     Claim,
     Entry,
     Finish,
+    Place,
     Record,
     Session,
     SessionRow,
+    Then,
     TurnRow,
     TurnSpec,
     continuation,
@@ -52,6 +55,9 @@ class MemoryStore:
         # In the order of admission, as dicts keep it.
         self._turns: dict[str, TurnRow] = {}
         self._journal: dict[str, list[Entry]] = {}
+        self._name = secrets.token_hex(8)
+        self._positions: dict[str, int] = {}
+        self._order: dict[str, list[tuple[int, str, Entry]]] = {}
         # By turn; as JSON, so that nobody shares a message with the store.
         self._messages: dict[str, list[bytes]] = {}
         self.identities = MemoryIdentities(self)
@@ -63,15 +69,24 @@ class MemoryStore:
 
     # --- journal ---------------------------------------------------------------------------------------------------
 
-    async def append(self, turn_id: str, epoch: int, first_seq: int, records: Sequence[Record]) -> None:
+    async def append(
+        self, turn_id: str, epoch: int, first_seq: int, records: Sequence[Record], then: Then | None = None
+    ) -> None:
         pack(records)  # only for its checks
         await trio.lowlevel.checkpoint()
-        self._append(turn_id, epoch, first_seq, records)
+        self._append(turn_id, epoch, first_seq, records, then)
 
     async def append_durable(
-        self, turn_id: str, epoch: int, first_seq: int, records: Sequence[Record], *, act: Act | None = None
+        self,
+        turn_id: str,
+        epoch: int,
+        first_seq: int,
+        records: Sequence[Record],
+        then: Then | None = None,
+        *,
+        act: Act | None = None,
     ) -> None:
-        await self.append(turn_id, epoch, first_seq, records)
+        await self.append(turn_id, epoch, first_seq, records, then)
         self.audit.note(act)
 
     async def read(self, turn_id: str, after: int, *, bytes_max: int = 1 << 20) -> list[Entry]:
@@ -88,6 +103,34 @@ class MemoryStore:
     async def last_seq(self, turn_id: str) -> int:
         await trio.lowlevel.checkpoint()
         return len(self._journal.get(turn_id, []))
+
+    async def name(self) -> str:
+        await trio.lowlevel.checkpoint()
+        return self._name
+
+    async def position(self, tenant: str, then: Then | None = None) -> int:
+        await trio.lowlevel.checkpoint()
+        position = self._positions.get(tenant, 0)
+        if then is not None:
+            then(position)
+        return position
+
+    async def read_tenant(
+        self, tenant: str, after: int, upto: int, *, sessions: Collection[str] | None = None, bytes_max: int = 1 << 20
+    ) -> tuple[list[Place], int]:
+        await trio.lowlevel.checkpoint()
+        places: list[Place] = []
+        size = 0
+        for position, turn_id, entry in self._order.get(tenant, []):
+            if turn_id not in self._turns or not after < position <= upto:
+                continue
+            session_id = self._turns[turn_id].spec.session_id
+            if sessions is None or session_id in sessions:
+                size += len(entry.data)
+                if places and size > bytes_max:
+                    return places, position - 1
+                places.append(Place(position, turn_id, session_id, entry))
+        return places, upto
 
     # --- turns -----------------------------------------------------------------------------------------------------
 
@@ -164,7 +207,7 @@ class MemoryStore:
         self._turns[turn_id] = turn
         return Claim(turn.spec, turn.epoch, len(self._journal[turn_id]))
 
-    async def finish(self, end: Finish) -> None:
+    async def finish(self, end: Finish, then: Then | None = None) -> None:
         pack(end.records)
         packed = _packed(end.messages if end.history is None else end.history)
         await trio.lowlevel.checkpoint()
@@ -174,7 +217,7 @@ class MemoryStore:
         after = before if end.change is None else end.change(before)  # first, because it may raise
         if (turn.spec.tenant, end.continue_as) in self._sessions:
             raise Conflict(f"there is a session {end.continue_as} already")
-        self._append(end.turn_id, end.epoch, end.first_seq, end.records)
+        position = self._append(end.turn_id, end.epoch, end.first_seq, end.records)
         self._turns[end.turn_id] = _replace(turn, state=end.state, ended_at=end.ended_at, stderr=end.stderr)
         if end.usage is not None:
             used = Used(1, end.usage.input_tokens, end.usage.output_tokens, end.usage.estimated_cost)
@@ -192,6 +235,8 @@ class MemoryStore:
                     break
                 self._messages[earlier.spec.turn_id] = []
             self._messages[end.turn_id] = packed
+        if then is not None:
+            then(position)
 
     def _continue(self, at: At, turn_id: str, before: Session, after: Session) -> None:
         self._put(before)
@@ -332,9 +377,20 @@ class MemoryStore:
             raise Fenced(f"turn {turn_id} has {len(self._journal[turn_id])} events; {first_seq} cannot be the next")
         return turn
 
-    def _append(self, turn_id: str, epoch: int, first_seq: int, records: Sequence[Record]) -> None:
-        self._own_turn(turn_id, epoch, first_seq)
-        self._journal[turn_id] += [Entry(seq, name, bytes(data)) for seq, (name, data) in enumerate(records, first_seq)]
+    def _append(
+        self, turn_id: str, epoch: int, first_seq: int, records: Sequence[Record], then: Then | None = None
+    ) -> int:
+        """→ the position of its last event."""
+        tenant = self._own_turn(turn_id, epoch, first_seq).spec.tenant
+        for seq, (name, data) in enumerate(records, first_seq):
+            entry = Entry(seq, name, bytes(data))
+            self._journal[turn_id].append(entry)
+            self._positions[tenant] = self._positions.get(tenant, 0) + 1
+            self._order.setdefault(tenant, []).append((self._positions[tenant], turn_id, entry))
+        position = self._positions.get(tenant, 0)
+        if then is not None:
+            then(position)
+        return position
 
     def _row(self, turn: TurnRow) -> TurnRow:
         return _replace(turn, last_seq=len(self._journal[turn.spec.turn_id]))

@@ -31,10 +31,11 @@ T = TypeVar("T")
 class Write(Generic[T]):
     """One caller's write; `result` is set by the commit, whatever happens."""
 
-    __slots__ = ("bytes", "durable", "result", "run", "task")
+    __slots__ = ("bytes", "durable", "result", "run", "task", "then")
 
-    def __init__(self, run: Callable[[], T], *, durable: bool, bytes: int) -> None:
+    def __init__(self, run: Callable[[], T], then: Callable[[T], None] | None, *, durable: bool, bytes: int) -> None:
         self.run = run
+        self.then = then
         self.durable = durable
         """On the disk, not only in the operating system's hands, before the caller goes on."""
         self.bytes = bytes
@@ -53,8 +54,11 @@ class GroupCommit:
         self._writer_idle = trio.lowlevel.ParkingLot()
         self._closed = False
 
-    async def write(self, run: Callable[[], T], *, durable: bool, bytes: int = 0) -> T:
-        """Runs `run` in a shared transaction; returns or raises what it did, once that is committed.
+    async def write(
+        self, run: Callable[[], T], then: Callable[[T], None] | None = None, *, durable: bool, bytes: int = 0
+    ) -> T:
+        """Runs `run` in a shared transaction; returns or raises what it did, once that is committed. `then` is called
+        with it in that moment, before anybody's `then` of a later write; what it raises is raised.
 
         Raises `trio.ClosedResourceError` after `close`.
         """
@@ -67,7 +71,7 @@ class GroupCommit:
         try:
             if self._closed:
                 raise trio.ClosedResourceError("the store is closed")
-            write = Write(run, durable=durable, bytes=bytes)
+            write = Write(run, then, durable=durable, bytes=bytes)
             self._waiting[write] = None
             self._writer_idle.unpark()
             return cast(T, await trio.lowlevel.wait_task_rescheduled(partial(self._withdraw, write)))
@@ -103,7 +107,7 @@ class GroupCommit:
                         for write in batch:
                             write.result = outcome.Error(StorageError(f"nothing can be written now: {error}"))
                     for write in batch:
-                        trio.lowlevel.reschedule(write.task, write.result or _lost())
+                        trio.lowlevel.reschedule(write.task, _told(write))
 
     def _take(self) -> list[Write[Any]]:
         batch: list[Write[Any]] = []
@@ -123,6 +127,13 @@ class GroupCommit:
         self._writer_idle.unpark()
 
 
-def _lost() -> outcome.Error:
-    """For a write that the commit has forgotten; not made in advance, because an exception costs more than a write."""
-    return outcome.Error(StorageError("The write was lost on its way.", hint=""))
+def _told(write: Write[Any]) -> outcome.Outcome[Any]:
+    """Calls `then`. → what the caller gets."""
+    if write.result is None:  # not made in advance: an exception costs more than a write
+        return outcome.Error(StorageError("The write was lost on its way.", hint=""))
+    if write.then is not None and isinstance(write.result, outcome.Value):
+        try:
+            write.then(write.result.value)
+        except Exception as error:  # noqa: BLE001 (it is the caller's to see)
+            return outcome.Error(error)
+    return write.result

@@ -9,7 +9,7 @@ under trio cancellation: they have happened whole or not at all. All raise `Stor
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from msgspec import Struct, field
@@ -32,6 +32,20 @@ class Entry(NamedTuple):
     seq: int
     name: str
     data: bytes
+
+
+class Place(NamedTuple):
+    """An event of the journal in the order of all that its tenant's turns have said."""
+
+    position: int
+    turn_id: str
+    session_id: str
+    entry: Entry
+
+
+Then = Callable[[int], None]
+"""What is to happen in the moment in which the journal has an append: called with the position of its last event, in the
+order of positions, by whoever commits, so that it must not block. What it raises, the append raises."""
 
 
 class Session(Struct, frozen=True, kw_only=True):
@@ -153,13 +167,22 @@ class Finish(Struct, frozen=True, kw_only=True):
 
 
 class EventLog(Protocol):
-    async def append(self, turn_id: str, epoch: int, first_seq: int, records: Sequence[Record]) -> None:
+    async def append(
+        self, turn_id: str, epoch: int, first_seq: int, records: Sequence[Record], then: Then | None = None
+    ) -> None:
         """In the journal on return: it survives a kill -9 of the server. `first_seq` must be the turn's last + 1, else
         `Fenced`, as with another epoch, or a turn that has ended or does not exist. At most one call in flight per turn. Concurrent calls for many turns share
         one commit."""
 
     async def append_durable(
-        self, turn_id: str, epoch: int, first_seq: int, records: Sequence[Record], *, act: Act | None = None
+        self,
+        turn_id: str,
+        epoch: int,
+        first_seq: int,
+        records: Sequence[Record],
+        then: Then | None = None,
+        *,
+        act: Act | None = None,
     ) -> None:
         """The same, and on the disk (fsync) on return: for what a user did. `act` is recorded in the same step."""
 
@@ -169,6 +192,21 @@ class EventLog(Protocol):
 
     async def last_seq(self, turn_id: str) -> int:
         """0 when the turn has no events or does not exist."""
+
+    async def name(self) -> str:
+        """Of this journal: another database, also one restored from a backup's older schema, has another."""
+
+    async def position(self, tenant: str, then: Then | None = None) -> int:
+        """The last position that the tenant has been given, 0 before the first; `then` stands in line with those of
+        appends. Positions grow with each event, not always by one, and none is given twice, whatever is deleted."""
+
+    async def read_tenant(
+        self, tenant: str, after: int, upto: int, *, sessions: Collection[str] | None = None, bytes_max: int = 1 << 20
+    ) -> tuple[list[Place], int]:
+        """Events of all a tenant's turns after position `after` and up to `upto`, in order; with `sessions`, those of
+        these sessions only. About `bytes_max` bytes of data, and a bounded look through others' rows, at most.
+
+        → the events, and the position that has been looked through: go on after it, until it is `upto`."""
 
 
 class TurnQueue(Protocol):
@@ -205,7 +243,7 @@ class TurnQueue(Protocol):
     async def claim(self, turn_id: str, *, started_at: float) -> Claim | None:
         """Takes a queued turn: state `running`, epoch + 1. None when it is not queued any more."""
 
-    async def finish(self, end: Finish) -> None:
+    async def finish(self, end: Finish, then: Then | None = None) -> None:
         """Ends a turn that is queued or running, as one step. `Fenced` when its epoch is not the current one, when
         `first_seq` is not the next, or when it has ended before. `Conflict` when the tenant has a session
         `continue_as` already."""

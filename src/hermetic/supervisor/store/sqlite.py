@@ -6,7 +6,7 @@ thread, and decodes what comes back. Each function is one whole transaction, so 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -30,16 +30,21 @@ from hermetic.supervisor.store.interface import (
     Claim,
     Entry,
     Finish,
+    Place,
     Record,
     Session,
     SessionRow,
     Store,
+    Then,
     TurnRow,
     TurnSpec,
     continuation,
 )
 from hermetic.supervisor.store.journal_rows import pack, unpack
 from hermetic.supervisor.store.search import text_of, words_of
+
+ROWS_LOOKED_AT = 2000
+"""Of a tenant's journal in one reading: a reader that follows one quiet session must not hold up all others'."""
 
 T = TypeVar("T")
 Messages = list[dict[str, Any]]
@@ -95,6 +100,8 @@ class SqliteStore:
         self._engine = engine
         self._writes = writes
         self._reading = trio.CapacityLimiter(1)
+        self._positions: dict[str, int] = {}
+        """Of each tenant that was asked for, the last that was given."""
         self.identities = SqliteIdentities(self._read, self._write)
         self.audit = SqliteAudit(self._read, self._write)
         self.secrets = SqliteSecrets(self._read, self._write)
@@ -106,8 +113,15 @@ class SqliteStore:
         except RuntimeError as error:  # no thread to be had: an agent has used up the host's processes
             raise StorageError(f"nothing can be read now: {error}") from error
 
-    async def _write(self, change: Callable[[apsw.Connection], T], *, durable: bool = True, bytes: int = 0) -> T:
-        return await self._writes.write(partial(change, self._engine.writer), durable=durable, bytes=bytes)
+    async def _write(
+        self,
+        change: Callable[[apsw.Connection], T],
+        then: Callable[[T], None] | None = None,
+        *,
+        durable: bool = True,
+        bytes: int = 0,
+    ) -> T:
+        return await self._writes.write(partial(change, self._engine.writer), then, durable=durable, bytes=bytes)
 
     @property
     def commits(self) -> int:
@@ -116,13 +130,22 @@ class SqliteStore:
 
     # --- journal ---------------------------------------------------------------------------------------------------
 
-    async def append(self, turn_id: str, epoch: int, first_seq: int, records: Sequence[Record]) -> None:
-        await self._append(turn_id, epoch, first_seq, records, durable=False)
+    async def append(
+        self, turn_id: str, epoch: int, first_seq: int, records: Sequence[Record], then: Then | None = None
+    ) -> None:
+        await self._append(turn_id, epoch, first_seq, records, then, durable=False)
 
     async def append_durable(
-        self, turn_id: str, epoch: int, first_seq: int, records: Sequence[Record], *, act: Act | None = None
+        self,
+        turn_id: str,
+        epoch: int,
+        first_seq: int,
+        records: Sequence[Record],
+        then: Then | None = None,
+        *,
+        act: Act | None = None,
     ) -> None:
-        await self._append(turn_id, epoch, first_seq, records, durable=True, act=act)
+        await self._append(turn_id, epoch, first_seq, records, then, durable=True, act=act)
 
     async def _append(
         self,
@@ -130,16 +153,35 @@ class SqliteStore:
         epoch: int,
         first_seq: int,
         records: Sequence[Record],
+        then: Then | None,
         *,
         durable: bool,
         act: Act | None = None,
     ) -> None:
         lines, count = pack(records), len(records)
 
-        def change(db: apsw.Connection) -> None:
-            _journal(db, _own_turn(db, turn_id, epoch, first_seq), first_seq, count, lines)
+        def change(db: apsw.Connection) -> int:
+            turn, tenant = _own_turn(db, turn_id, epoch, first_seq)
+            return self._journal(db, turn, tenant, first_seq, count, lines)
 
-        await self._write(audited(change, act), durable=durable, bytes=len(lines))
+        await self._write(audited(change, act), then, durable=durable, bytes=len(lines))
+
+    def _journal(self, db: apsw.Connection, turn: int, tenant: str, first_seq: int, count: int, lines: bytes) -> int:
+        """→ the position of its last event. In the writer's thread."""
+        position = self._position(db, tenant) + count
+        if count:
+            row = (turn, first_seq + count - 1, first_seq, lines, tenant, position)
+            db.execute("INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?)", row)
+            self._positions[tenant] = position  # also when the commit fails: a hole in them does no harm
+        return position
+
+    def _position(self, db: apsw.Connection, tenant: str) -> int:
+        """The last that was given. In the writer's thread."""
+        if tenant not in self._positions:
+            sql = "SELECT max(position) FROM journal WHERE tenant = ?"
+            kept = db.execute("SELECT position FROM journal_end WHERE tenant = ?", (tenant,)).get
+            self._positions[tenant] = max(db.execute(sql, (tenant,)).get or 0, kept or 0)
+        return self._positions[tenant]
 
     async def read(self, turn_id: str, after: int, *, bytes_max: int = 1 << 20) -> list[Entry]:
         def query(db: apsw.Connection) -> list[Entry]:
@@ -162,6 +204,44 @@ class SqliteStore:
     async def last_seq(self, turn_id: str) -> int:
         sql = f"SELECT {LAST_SEQ} FROM turn WHERE id = ?"
         return await self._read(lambda db: db.execute(sql, (turn_id,)).get or 0)
+
+    async def name(self) -> str:
+        return await self._read(lambda db: str(db.execute("SELECT name FROM journal_name").get))
+
+    async def position(self, tenant: str, then: Then | None = None) -> int:
+        return await self._write(partial(self._position, tenant=tenant), then, durable=False)
+
+    async def read_tenant(
+        self, tenant: str, after: int, upto: int, *, sessions: Collection[str] | None = None, bytes_max: int = 1 << 20
+    ) -> tuple[list[Place], int]:
+        def query(db: apsw.Connection) -> tuple[list[Place], int]:
+            places: list[Place] = []
+            size = rows = 0
+            reached = after
+            for first_seq, last_seq, lines, position, turn_id, key in db.execute(
+                "SELECT first_seq, last_seq, lines, position, turn.id, session.id FROM journal"
+                " JOIN turn ON turn.number = journal.turn JOIN session ON session.number = turn.session"
+                " WHERE journal.tenant = ? AND position > ? ORDER BY position LIMIT ?",
+                (tenant, after, ROWS_LOOKED_AT),
+            ):
+                rows += 1
+                shift = position - last_seq
+                if first_seq + shift > upto:
+                    return places, upto
+                session_id = key.rpartition("/")[2]
+                if sessions is None or session_id in sessions:
+                    for entry in unpack(first_seq, lines, after - shift):
+                        at = entry.seq + shift
+                        size += len(entry.data)
+                        if at > upto:
+                            return places, upto
+                        if places and size > bytes_max:
+                            return places, at - 1
+                        places.append(Place(at, turn_id, session_id, entry))
+                reached = position
+            return places, upto if rows < ROWS_LOOKED_AT else min(reached, upto)
+
+        return await self._read(query)
 
     # --- turns -----------------------------------------------------------------------------------------------------
 
@@ -246,13 +326,13 @@ class SqliteStore:
         # Durable: an agent may act before anything else of its turn is synced, and a power cut must not queue it again.
         return await self._write(change)
 
-    async def finish(self, end: Finish) -> None:
+    async def finish(self, end: Finish, then: Then | None = None) -> None:
         lines = pack(end.records)
         packed = _packed(end.messages if end.history is None else end.history)
 
-        def change(db: apsw.Connection) -> None:
-            turn = _own_turn(db, end.turn_id, end.epoch, end.first_seq)
-            _journal(db, turn, end.first_seq, len(end.records), lines)
+        def change(db: apsw.Connection) -> int:
+            turn, tenant = _own_turn(db, end.turn_id, end.epoch, end.first_seq)
+            position = self._journal(db, turn, tenant, end.first_seq, len(end.records), lines)
             db.execute(
                 "UPDATE turn SET state = ?, ended_at = ?, stderr = ? WHERE number = ?",
                 (end.state, end.ended_at, end.stderr, turn),
@@ -276,7 +356,9 @@ class SqliteStore:
             else:
                 _replace_history(db, session, turn, packed)
 
-        await self._write(change, bytes=len(lines) + sum(len(data) for data, _ in packed))
+            return position
+
+        await self._write(change, then, bytes=len(lines) + sum(len(data) for data, _ in packed))
 
     async def turn(self, turn_id: str) -> TurnRow | None:
         return await self._read(lambda db: _turn(db, "WHERE id = ?", turn_id))
@@ -338,6 +420,7 @@ class SqliteStore:
                 return False
             number, data = found
             _refuse_busy(db, number)
+            db.execute("INSERT OR REPLACE INTO journal_end VALUES (?, ?)", (tenant, self._position(db, tenant)))
             db.execute("DELETE FROM session WHERE number = ?", (number,))
             earlier = db.execute(
                 "SELECT number, data FROM session WHERE id = ?", (_at(tenant, _session_of(data).continues or ""),)
@@ -411,24 +494,23 @@ def _at(tenant: str, session_id: str) -> str:
     return session_id if tenant == LOCAL else f"{tenant}/{session_id}"
 
 
-def _own_turn(db: apsw.Connection, turn_id: str, epoch: int, first_seq: int) -> int:
-    """→ the turn's number, or `Fenced`."""
-    row = db.execute(f"SELECT number, epoch, ended_at, {LAST_SEQ} FROM turn WHERE id = ?", (turn_id,)).fetchone()
+def _own_turn(db: apsw.Connection, turn_id: str, epoch: int, first_seq: int) -> tuple[int, str]:
+    """→ the turn's number and its tenant, or `Fenced`."""
+    row = db.execute(
+        f"SELECT turn.number, epoch, ended_at, {LAST_SEQ}, tenant FROM turn"
+        " JOIN session ON session.number = turn.session WHERE turn.id = ?",
+        (turn_id,),
+    ).fetchone()
     if row is None:
         raise Fenced(f"there is no turn {turn_id}")
-    number, current, ended_at, last_seq = row
+    number, current, ended_at, last_seq, tenant = row
     if ended_at is not None:
         raise Fenced(f"turn {turn_id} has ended")
     if current != epoch:
         raise Fenced(f"turn {turn_id} has epoch {current}, not {epoch}")
     if first_seq != last_seq + 1:
         raise Fenced(f"turn {turn_id} has {last_seq} events; {first_seq} cannot be the next")
-    return int(number)
-
-
-def _journal(db: apsw.Connection, turn: int, first_seq: int, count: int, lines: bytes) -> None:
-    if count:
-        db.execute("INSERT INTO journal VALUES (?, ?, ?, ?)", (turn, first_seq + count - 1, first_seq, lines))
+    return int(number), str(tenant)
 
 
 def _turns(db: apsw.Connection, where: str, *values: Any) -> list[TurnRow]:
