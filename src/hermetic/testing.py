@@ -442,22 +442,24 @@ class MemoryIdentities:
         await trio.lowlevel.checkpoint()
         return self._tenants.get(tenant)
 
-    async def add_tenant(self, tenant: Tenant) -> Tenant:
+    async def add_tenant(self, tenant: Tenant, *, act: Act | None = None) -> Tenant:
         await trio.lowlevel.checkpoint()
         if tenant.tenant in self._tenants:
             raise Conflict(f"there is a tenant {tenant.tenant} already")
         self._given += 1
         made = msgspec.structs.replace(tenant, number=self._given)
         self._tenants[tenant.tenant] = made
+        self._store.audit.note(act)
         return made
 
-    async def put_tenant(self, tenant: Tenant) -> None:
+    async def put_tenant(self, tenant: Tenant, *, act: Act | None = None) -> None:
         await trio.lowlevel.checkpoint()
         if (before := self._tenants.get(tenant.tenant)) is None:
             raise NotFound(f"there is no tenant {tenant.tenant}")
         self._tenants[tenant.tenant] = msgspec.structs.replace(tenant, number=before.number)
+        self._store.audit.note(act)
 
-    async def remove_tenant(self, tenant: str) -> bool:
+    async def remove_tenant(self, tenant: str, *, act: Act | None = None) -> bool:
         await trio.lowlevel.checkpoint()
         if any(turn.spec.tenant == tenant and turn.ended_at is None for turn in self._store._turns.values()):
             raise Conflict(f"turns of the tenant {tenant} have not ended", hint="Suspend it first, and wait.")
@@ -467,6 +469,9 @@ class MemoryIdentities:
             await self._store.delete_session(tenant, session.session_id)
         self._users = {at: user for at, user in self._users.items() if user.tenant != tenant}
         self._forget(lambda it: it.tenant == tenant)
+        self._store.secrets.forget(tenant)
+        self._store.usage.forget(tenant)
+        self._store.audit.note(act)
         return True
 
     async def users(self, tenant: str) -> list[User]:
@@ -477,24 +482,27 @@ class MemoryIdentities:
         await trio.lowlevel.checkpoint()
         return self._users.get((tenant, user))
 
-    async def put_user(self, user: User) -> None:
+    async def put_user(self, user: User, *, act: Act | None = None) -> None:
         await trio.lowlevel.checkpoint()
         self._check_tenant(user.tenant)
         self._users[user.tenant, user.user] = user
+        self._store.audit.note(act)
 
-    async def remove_user(self, tenant: str, user: str) -> bool:
+    async def remove_user(self, tenant: str, user: str, *, act: Act | None = None) -> bool:
         await trio.lowlevel.checkpoint()
         if self._users.pop((tenant, user), None) is None:
             return False
         self._forget(lambda it: (it.tenant, it.user) == (tenant, user))
+        self._store.audit.note(act)
         return True
 
-    async def add_key(self, key: Key) -> None:
+    async def add_key(self, key: Key, *, act: Act | None = None) -> None:
         await trio.lowlevel.checkpoint()
         self._check_tenant(key.tenant)
         if key.key_id in self._keys:
             raise Conflict(f"there is a key {key.key_id} already")
         self._keys[key.key_id] = key
+        self._store.audit.note(act)
 
     async def key(self, key_id: str) -> Key | None:
         await trio.lowlevel.checkpoint()
@@ -504,7 +512,7 @@ class MemoryIdentities:
         await trio.lowlevel.checkpoint()
         return [key for key in self._keys.values() if key.tenant == tenant]
 
-    async def revoke_key(self, tenant: str, key_id: str, at: float) -> bool:
+    async def revoke_key(self, tenant: str, key_id: str, at: float, *, act: Act | None = None) -> bool:
         await trio.lowlevel.checkpoint()
         key = self._keys.get(key_id)
         if key is None or key.tenant != tenant:
@@ -512,6 +520,7 @@ class MemoryIdentities:
         if key.revoked_at is None:
             self._keys[key_id] = msgspec.structs.replace(key, revoked_at=at)
         self._logins = {at: login for at, login in self._logins.items() if login.key_id != key_id}
+        self._store.audit.note(act)
         return True
 
     async def touch_key(self, key_id: str, at: float) -> None:
@@ -519,9 +528,10 @@ class MemoryIdentities:
         if key := self._keys.get(key_id):
             self._keys[key_id] = msgspec.structs.replace(key, last_used_at=at)
 
-    async def add_login(self, login: Login) -> None:
+    async def add_login(self, login: Login, *, act: Act | None = None) -> None:
         await trio.lowlevel.checkpoint()
         self._logins[login.sha256] = login
+        self._store.audit.note(act)
 
     async def login(self, sha256: bytes) -> Login | None:
         await trio.lowlevel.checkpoint()

@@ -142,7 +142,9 @@ class RefusingStore(MemoryStore):
         self._refuse()
         await super().append(*arguments)
 
-    append_durable = append
+    async def append_durable(self, *arguments, act=None):
+        self._refuse()
+        await super().append_durable(*arguments, act=act)
 
     async def finish(self, end):
         self._refuse()

@@ -12,6 +12,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType, field
 from hermetic.protocol.events import Approval, Choice, Clarify, Seal, Snapshot, StateName
 
 Scope = Literal["run", "read", "admin"]
+Weight = Annotated[float, Meta(ge=0.01, le=100)]
 
 
 class Request(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -145,6 +146,10 @@ class NewTenant(Request, frozen=True):
     name: str = ""
     workspace_roots: list[str] = field(default_factory=list)
     """Folders of the host in which its sessions may choose a workspace, beside their own."""
+    quotas: dict[str, float | None] = field(default_factory=dict)
+    """Of the configuration's `[quotas]`, those that differ for it; null: no limit."""
+    weight: Weight = 1.0
+    """Its share of the places for turns, where others want them too."""
 
 
 class ChangeTenant(Request, frozen=True):
@@ -153,6 +158,17 @@ class ChangeTenant(Request, frozen=True):
     name: str | UnsetType = UNSET
     suspended: bool | UnsetType = UNSET
     workspace_roots: list[str] | UnsetType = UNSET
+    quotas: dict[str, float | None] | UnsetType = UNSET
+    """All of its own, in place of those that it had."""
+    weight: Weight | UnsetType = UNSET
+
+
+class NewSecret(Request, frozen=True):
+    name: str
+    """Of the variable that the profile's turns have it in."""
+    value: str
+    """8 bytes to 16 KiB. It is not shown again, and what turns say is kept free of it."""
+    profile: str = "default"
 
 
 class NewUser(Request, frozen=True):
@@ -368,6 +384,59 @@ class TenantView(Response, frozen=True):
     suspended: bool
     workspace_roots: list[str]
     created_at: float
+    quotas: dict[str, float | None] = field(default_factory=dict)
+    weight: float = 1.0
+
+
+class SecretView(Response, frozen=True):
+    profile: str
+    name: str
+    updated_at: float
+
+
+class SecretList(Response, frozen=True):
+    secrets: list[SecretView]
+
+
+class Rotated(Response, frozen=True):
+    secrets: int
+    """So many are encrypted with the first key now."""
+
+
+class AuditRecord(Response, frozen=True):
+    seq: int
+    at_ms: int
+    tenant: str
+    actor: str
+    action: str
+    target: str
+    detail: dict[str, str | int | bool | None]
+    prev: str
+    """The SHA-256 of the record before, as `hermetic audit export` writes it."""
+
+
+class AuditPage(Response, frozen=True):
+    records: list[AuditRecord]
+    """Oldest first; send the last one's `seq` as `after=` for more."""
+    head: str
+    """`SEQ:HASH` of the whole log's last record."""
+
+
+class UsedDay(Response, frozen=True):
+    day: str
+    """`2026-11-22`, in UTC."""
+    turns: int
+    input_tokens: int
+    output_tokens: int
+    cost: float
+
+
+class UsageView(Response, frozen=True):
+    quotas: dict[str, float | None]
+    """In force for this tenant; null: no limit."""
+    running: int
+    queued: int
+    days: list[UsedDay]
 
 
 class TenantList(Response, frozen=True):

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from hermetic.protocol.errors import QuotaExceeded
+from hermetic.protocol.errors import ClientError, QuotaExceeded
 from hermetic.supervisor.config import Quotas
 from hermetic.supervisor.store.governance import DAY_S, Admit, Facts, Pace
 
@@ -91,6 +91,16 @@ def to_start(
 def quotas_of(defaults: Quotas, own: Mapping[str, float | None]) -> Quotas:
     """A tenant's: its own record's where that says something, None there being no limit."""
     return msgspec.structs.replace(defaults, **own)
+
+
+def checked_quotas(own: Mapping[str, float | None]) -> dict[str, float | None]:
+    """What a tenant's record may say. Raises `ClientError`."""
+    try:
+        read = msgspec.convert(dict(own), Quotas)
+    except msgspec.ValidationError as error:
+        known = ", ".join(Quotas.__struct_fields__)
+        raise ClientError(f"these quotas cannot be: {error}", hint=f"There are {known}; null is no limit.") from None
+    return {name: getattr(read, name) for name in own}
 
 
 def admission(quotas: Quotas, now: float, *, disk_used: int | None = None) -> Admit:

@@ -4,8 +4,7 @@ A record is one line of canonical JSON (members sorted, no white space, whole nu
 SHA-256 of the line before it. So a line that was changed, taken out or put in breaks the chain at that place, and
 nothing but the lines is needed to see it. What a chain cannot show by itself is that its end was cut off, or that all
 of it was written anew: that takes a head, `SEQ:HASH` of the last record at some time, kept where who can write the
-database cannot write. The server's log names one at its start and every HEAD_EVERY records; `hermetic audit head`
-prints one.
+database cannot write. The server's log names one at each start; `hermetic audit head` prints one.
 """
 
 from __future__ import annotations
@@ -22,8 +21,6 @@ from hermetic.protocol.errors import ClientError, HermeticError
 
 GENESIS: Final = "0" * 64
 """What the first record holds in place of a hash."""
-HEAD_EVERY: Final = 1000
-"""Records between two heads in the server's log: so many at most can be cut off without a trace there."""
 DETAIL_CHARACTERS_MAX: Final = 1000
 """Of one text in a record: names and reasons, never a message. What comes from outside is cut here."""
 

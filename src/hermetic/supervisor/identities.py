@@ -24,6 +24,9 @@ from hermetic.protocol.errors import (
     TenantSuspended,
     Unauthorized,
 )
+from hermetic.supervisor.acting import act, actor_of
+from hermetic.supervisor.admission import checked_quotas
+from hermetic.supervisor.audit import Act
 from hermetic.supervisor.identity import (
     LOCAL,
     SCOPES,
@@ -120,7 +123,15 @@ class Identities:
             asked, session_id=folder, roots=roots, data_dir=self._data, own_dir=self.folder(tenant) / "workspaces"
         )
 
-    async def add_tenant(self, tenant: str, *, name: str = "", workspace_roots: list[str] | None = None) -> Tenant:
+    async def add_tenant(
+        self,
+        tenant: str,
+        *,
+        name: str = "",
+        workspace_roots: list[str] | None = None,
+        quotas: dict[str, float | None] | None = None,
+        weight: float = 1.0,
+    ) -> Tenant:
         if tenant == LOCAL or not is_tenant_name(tenant):
             raise ClientError(
                 f"{tenant[:40]!r} cannot be a tenant's name",
@@ -128,7 +139,15 @@ class Identities:
             )
         roots = checked_roots(workspace_roots or [])
         made = await self._store.add_tenant(
-            Tenant(tenant=tenant, name=_name(name), workspace_roots=roots, created_at=time.time())
+            Tenant(
+                tenant=tenant,
+                name=_name(name),
+                workspace_roots=roots,
+                quotas=checked_quotas(quotas or {}),
+                weight=weight,
+                created_at=time.time(),
+            ),
+            act=act("tenant.add", tenant, tenant=tenant),
         )
         self._known()[tenant] = made
         return made
@@ -140,6 +159,8 @@ class Identities:
         name: str | None = None,
         suspended: bool | None = None,
         workspace_roots: list[str] | None = None,
+        quotas: dict[str, float | None] | None = None,
+        weight: float | None = None,
     ) -> Tenant:
         changed = self.tenant(tenant)
         if tenant == LOCAL:
@@ -150,7 +171,12 @@ class Identities:
             changed = replace(changed, suspended=suspended)
         if workspace_roots is not None:
             changed = replace(changed, workspace_roots=checked_roots(workspace_roots))
-        await self._store.put_tenant(changed)
+        if quotas is not None:
+            changed = replace(changed, quotas=checked_quotas(quotas))
+        if weight is not None:
+            changed = replace(changed, weight=weight)
+        done = act("tenant.change", tenant, tenant=tenant, suspended=changed.suspended)
+        await self._store.put_tenant(changed, act=done)
         self._known()[tenant] = changed
         return changed
 
@@ -159,7 +185,7 @@ class Identities:
         found = self.tenant(tenant)
         if tenant == LOCAL:
             raise ClientError("the tenant `local` is this server's own and cannot be removed")
-        if not await self._store.remove_tenant(tenant):
+        if not await self._store.remove_tenant(tenant, act=act("tenant.remove", tenant, tenant=tenant)):
             raise NotFound(f"there is no tenant {tenant}")
         del self._known()[tenant]
         self._tickets = {at: ticket for at, ticket in self._tickets.items() if ticket.caller.tenant != tenant}
@@ -190,11 +216,12 @@ class Identities:
             suspended=suspended,
             created_at=before.created_at if before else time.time(),
         )
-        await self._store.put_user(made)
+        await self._store.put_user(made, act=act("user.put", user, tenant=tenant, suspended=suspended))
         return made
 
     async def remove_user(self, tenant: str, user: str) -> None:
-        if not await self._store.remove_user(self.tenant(tenant).tenant, user):
+        done = act("user.remove", user, tenant=tenant)
+        if not await self._store.remove_user(self.tenant(tenant).tenant, user, act=done):
             raise NotFound(f"there is no user {user[:40]}")
 
     # --- keys ------------------------------------------------------------------------------------------------------
@@ -230,11 +257,13 @@ class Identities:
             created_at=now,
             expires_at=None if expires_s is None else now + expires_s,
         )
-        await self._store.add_key(key)
+        done = act("key.add", key.key_id, tenant=key.tenant, user=user, scopes=" ".join(key.scopes))
+        await self._store.add_key(key, act=done)
         return Shown(key, made.secret)
 
     async def revoke_key(self, tenant: str, key_id: str) -> None:
-        if not await self._store.revoke_key(self.tenant(tenant).tenant, key_id, time.time()):
+        done = act("key.revoke", key_id, tenant=tenant)
+        if not await self._store.revoke_key(self.tenant(tenant).tenant, key_id, time.time(), act=done):
             raise NotFound(f"there is no key {key_id[:40]}")
 
     # --- callers ---------------------------------------------------------------------------------------------------
@@ -287,7 +316,8 @@ class Identities:
             expires_at=now + LOGIN_S,
         )
         await self._store.forget_logins(now)
-        await self._store.add_login(login)
+        done = Act(action="login", actor=actor_of(caller), tenant=caller.tenant)
+        await self._store.add_login(login, act=done)
         return token, login
 
     async def by_login(self, token: str) -> tuple[Caller, Login]:

@@ -48,13 +48,14 @@ def append_acts(db: apsw.Connection, acts: Iterable[Act]) -> Link:
 
 
 def audited(change: Callable[[apsw.Connection], T], act: Act | None) -> Callable[[apsw.Connection], T]:
-    """`change`, and its record when it has succeeded."""
+    """`change`, and its record unless that raises or returns False, which says that there was nothing to do."""
     if act is None:
         return change
 
     def both(db: apsw.Connection) -> T:
         result = change(db)
-        append_acts(db, [act])
+        if result is not False:
+            append_acts(db, [act])
         return result
 
     return both

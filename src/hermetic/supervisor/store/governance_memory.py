@@ -68,6 +68,9 @@ class MemorySecrets:
             if secret.tenant == tenant and profile in (None, secret.profile)
         ]
 
+    def forget(self, tenant: str) -> None:
+        self._secrets = {key: secret for key, secret in self._secrets.items() if secret.tenant != tenant}
+
     async def reseal(self, change: Callable[[Secret], Secret], *, act: Act | None = None) -> int:
         await trio.lowlevel.checkpoint()
         changed = {key: replace(secret, sealed=change(secret).sealed) for key, secret in self._secrets.items()}
@@ -96,6 +99,10 @@ class MemoryUsage:
             before.output_tokens + used.output_tokens,
             before.cost + used.cost,
         )
+
+    def forget(self, tenant: str) -> None:
+        self._pace.pop(tenant, None)
+        self._used = {key: used for key, used in self._used.items() if key[0] != tenant}
 
     async def facts(self, tenant: str, day: int) -> Facts:
         await trio.lowlevel.checkpoint()

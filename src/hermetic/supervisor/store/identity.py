@@ -1,7 +1,7 @@
 """The storage seam's part that knows who there is: tenants, their users, keys and browser logins.
 
 Names are checked and secrets hashed before they come here (supervisor/identity.py). As in interface.py every call is one
-step, happens whole or not at all, and raises `StorageError` when the engine fails.
+step, happens whole or not at all, and raises `StorageError` when the engine fails. An `act` is recorded in the same step.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from msgspec import Struct, field
+
+from hermetic.supervisor.audit import Act
 
 
 class Tenant(Struct, frozen=True, kw_only=True):
@@ -72,13 +74,13 @@ class IdentityStore(Protocol):
 
     async def tenant(self, tenant: str) -> Tenant | None: ...
 
-    async def add_tenant(self, tenant: Tenant) -> Tenant:
+    async def add_tenant(self, tenant: Tenant, *, act: Act | None = None) -> Tenant:
         """→ with its number. Raises `Conflict` when there is one of that name."""
 
-    async def put_tenant(self, tenant: Tenant) -> None:
+    async def put_tenant(self, tenant: Tenant, *, act: Act | None = None) -> None:
         """All but its number. Raises `NotFound`."""
 
-    async def remove_tenant(self, tenant: str) -> bool:
+    async def remove_tenant(self, tenant: str, *, act: Act | None = None) -> bool:
         """With its users, keys, logins, sessions, turns and events. Raises `Conflict` while a turn has not ended.
         False: no such one."""
 
@@ -87,13 +89,13 @@ class IdentityStore(Protocol):
 
     async def user(self, tenant: str, user: str) -> User | None: ...
 
-    async def put_user(self, user: User) -> None:
+    async def put_user(self, user: User, *, act: Act | None = None) -> None:
         """New or changed. Raises `NotFound` when there is no such tenant (of users, `local` is always there)."""
 
-    async def remove_user(self, tenant: str, user: str) -> bool:
+    async def remove_user(self, tenant: str, user: str, *, act: Act | None = None) -> bool:
         """With its keys and logins. False: no such one."""
 
-    async def add_key(self, key: Key) -> None:
+    async def add_key(self, key: Key, *, act: Act | None = None) -> None:
         """Raises `NotFound` when there is no such tenant, `Conflict` when the id is taken."""
 
     async def key(self, key_id: str) -> Key | None: ...
@@ -101,13 +103,13 @@ class IdentityStore(Protocol):
     async def keys(self, tenant: str) -> list[Key]:
         """Oldest first, revoked and expired ones too."""
 
-    async def revoke_key(self, tenant: str, key_id: str, at: float) -> bool:
+    async def revoke_key(self, tenant: str, key_id: str, at: float, *, act: Act | None = None) -> bool:
         """Durable on return; its logins end. True also when it had been revoked. False: this tenant has no such one."""
 
     async def touch_key(self, key_id: str, at: float) -> None:
         """It was used. Not durable."""
 
-    async def add_login(self, login: Login) -> None: ...
+    async def add_login(self, login: Login, *, act: Act | None = None) -> None: ...
 
     async def login(self, sha256: bytes) -> Login | None: ...
 

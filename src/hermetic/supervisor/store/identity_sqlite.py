@@ -8,7 +8,9 @@ import apsw
 import msgspec
 
 from hermetic.protocol.errors import Conflict, NotFound
+from hermetic.supervisor.audit import Act
 from hermetic.supervisor.identity import LOCAL
+from hermetic.supervisor.store.audit_sqlite import audited
 from hermetic.supervisor.store.identity import Key, Login, Tenant, User
 from hermetic.supervisor.store.parts import Read, Write
 
@@ -35,24 +37,24 @@ class SqliteIdentities:
         sql = "SELECT data, number FROM tenant WHERE id = ?"
         return await self._read(lambda db: (row := db.execute(sql, (tenant,)).fetchone()) and _numbered(*row))
 
-    async def add_tenant(self, tenant: Tenant) -> Tenant:
+    async def add_tenant(self, tenant: Tenant, *, act: Act | None = None) -> Tenant:
         def change(db: apsw.Connection) -> Tenant:
             if db.execute("SELECT 1 FROM tenant WHERE id = ?", (tenant.tenant,)).get:
                 raise Conflict(f"there is a tenant {tenant.tenant} already")
             db.execute("INSERT INTO tenant (id, data) VALUES (?, ?)", (tenant.tenant, msgspec.json.encode(tenant)))
             return msgspec.structs.replace(tenant, number=db.last_insert_rowid())
 
-        return await self._write(change)
+        return await self._write(audited(change, act))
 
-    async def put_tenant(self, tenant: Tenant) -> None:
+    async def put_tenant(self, tenant: Tenant, *, act: Act | None = None) -> None:
         def change(db: apsw.Connection) -> None:
             db.execute("UPDATE tenant SET data = ? WHERE id = ?", (msgspec.json.encode(tenant), tenant.tenant))
             if not db.changes():
                 raise NotFound(f"there is no tenant {tenant.tenant}")
 
-        await self._write(change)
+        await self._write(audited(change, act))
 
-    async def remove_tenant(self, tenant: str) -> bool:
+    async def remove_tenant(self, tenant: str, *, act: Act | None = None) -> bool:
         def change(db: apsw.Connection) -> bool:
             sql = (
                 "SELECT 1 FROM turn JOIN session ON session.number = turn.session"
@@ -63,11 +65,11 @@ class SqliteIdentities:
             db.execute("DELETE FROM tenant WHERE id = ?", (tenant,))
             if not db.changes():
                 return False
-            for table in ("session", "user", "api_key", "login"):
+            for table in ("session", "user", "api_key", "login", "secret", "usage", "pace"):
                 db.execute(f"DELETE FROM {table} WHERE tenant = ?", (tenant,))
             return True
 
-        return await self._write(change)
+        return await self._write(audited(change, act))
 
     # --- users -----------------------------------------------------------------------------------------------------
 
@@ -79,7 +81,7 @@ class SqliteIdentities:
         sql = "SELECT data FROM user WHERE tenant = ? AND id = ?"
         return await self._read(lambda db: (data := db.execute(sql, (tenant, user)).get) and _user_of(data))
 
-    async def put_user(self, user: User) -> None:
+    async def put_user(self, user: User, *, act: Act | None = None) -> None:
         data = msgspec.json.encode(user)
 
         def change(db: apsw.Connection) -> None:
@@ -88,9 +90,9 @@ class SqliteIdentities:
                 "INSERT OR REPLACE INTO user (tenant, id, data) VALUES (?, ?, ?)", (user.tenant, user.user, data)
             )
 
-        await self._write(change)
+        await self._write(audited(change, act))
 
-    async def remove_user(self, tenant: str, user: str) -> bool:
+    async def remove_user(self, tenant: str, user: str, *, act: Act | None = None) -> bool:
         def change(db: apsw.Connection) -> bool:
             db.execute("DELETE FROM user WHERE tenant = ? AND id = ?", (tenant, user))
             if not db.changes():
@@ -99,11 +101,11 @@ class SqliteIdentities:
                 db.execute(f"DELETE FROM {table} WHERE tenant = ? AND user = ?", (tenant, user))
             return True
 
-        return await self._write(change)
+        return await self._write(audited(change, act))
 
     # --- keys ------------------------------------------------------------------------------------------------------
 
-    async def add_key(self, key: Key) -> None:
+    async def add_key(self, key: Key, *, act: Act | None = None) -> None:
         values = (key.key_id, key.tenant, key.user, msgspec.json.encode(key))
 
         def change(db: apsw.Connection) -> None:
@@ -112,7 +114,7 @@ class SqliteIdentities:
                 raise Conflict(f"there is a key {key.key_id} already")
             db.execute("INSERT INTO api_key (id, tenant, user, data) VALUES (?, ?, ?, ?)", values)
 
-        await self._write(change)
+        await self._write(audited(change, act))
 
     async def key(self, key_id: str) -> Key | None:
         sql = "SELECT data FROM api_key WHERE id = ?"
@@ -122,7 +124,7 @@ class SqliteIdentities:
         sql = "SELECT data FROM api_key WHERE tenant = ? ORDER BY number"
         return await self._read(lambda db: [_key_of(data) for (data,) in db.execute(sql, (tenant,))])
 
-    async def revoke_key(self, tenant: str, key_id: str, at: float) -> bool:
+    async def revoke_key(self, tenant: str, key_id: str, at: float, *, act: Act | None = None) -> bool:
         def change(db: apsw.Connection) -> bool:
             data = db.execute("SELECT data FROM api_key WHERE id = ? AND tenant = ?", (key_id, tenant)).get
             if data is None:
@@ -133,7 +135,7 @@ class SqliteIdentities:
             db.execute("DELETE FROM login WHERE key_id = ?", (key_id,))
             return True
 
-        return await self._write(change)
+        return await self._write(audited(change, act))
 
     async def touch_key(self, key_id: str, at: float) -> None:
         def change(db: apsw.Connection) -> None:
@@ -144,10 +146,10 @@ class SqliteIdentities:
 
     # --- logins ----------------------------------------------------------------------------------------------------
 
-    async def add_login(self, login: Login) -> None:
+    async def add_login(self, login: Login, *, act: Act | None = None) -> None:
         values = (login.sha256, login.tenant, login.user, login.key_id, login.expires_at, msgspec.json.encode(login))
         sql = "INSERT INTO login (sha256, tenant, user, key_id, expires_at, data) VALUES (?, ?, ?, ?, ?, ?)"
-        await self._write(lambda db: db.execute(sql, values).close())
+        await self._write(audited(lambda db: db.execute(sql, values).close(), act))
 
     async def login(self, sha256: bytes) -> Login | None:
         sql = "SELECT data FROM login WHERE sha256 = ?"
