@@ -8,7 +8,6 @@ behind is put right: turns that ran are `lost` with what they had said, turns th
 from __future__ import annotations
 
 import hashlib
-import hashlib
 import os
 import secrets
 import sys
@@ -38,9 +37,8 @@ from hermetic.protocol.errors import (
 from hermetic.protocol.sse import Cursor
 from hermetic.supervisor.acting import act, act_for
 from hermetic.supervisor.audit import Act
-from hermetic.supervisor.audit import HEAD_EVERY, Act
 from hermetic.supervisor.ballast import Ballast
-from hermetic.supervisor.config import Config, default_agent, show, show
+from hermetic.supervisor.config import Config, default_agent, show
 from hermetic.supervisor.egress.model import open_upstream
 from hermetic.supervisor.egress.serve import Egress, egress_of, serve_egress
 from hermetic.supervisor.ending import BEFORE_START, BY_USER, SERVER_DIED, SERVER_STOPS, Ending, finish_of
@@ -85,8 +83,6 @@ T = TypeVar("T")
 
 RETRY_CONTINUED = 5
 """Tries to enqueue; each found that the session had gone on under another id, which takes a whole turn."""
-REFUSALS_PER_MINUTE = 60
-"""Refused logins in the audit log. Each is a write with an fsync, and anybody on the network can cause them."""
 REFUSALS_PER_MINUTE = 60
 """Refused logins in the audit log. Each is a write with an fsync, and anybody on the network can cause them."""
 STOP_S = 15.0
@@ -136,8 +132,6 @@ class Supervisor:
         self.sessions = Sessions(config, store, self.identities, self._ballast)
         self.vault = Vault(store.secrets, load_keys(config.secrets, server_environ))
         self._governor = Governor(config, self.identities)
-        self._refusals: tuple[float, int, int] = (-60.0, 0, 0)
-        """The minute's begin, refused logins recorded in it, and those passed over since."""
         self._refusals: tuple[float, int, int] = (-60.0, 0, 0)
         """The minute's begin, refused logins recorded in it, and those passed over since."""
         self._positions: dict[str, int] | None = None
@@ -620,25 +614,6 @@ class Supervisor:
             target=key or "",
             detail={"why": why, "client": client, "more": passed_over},
         )
-        try:
-            await self.store.audit.record(done)
-        except StorageError as error:  # refused all the same
-            log.warning("refusal_not_recorded", detail=error.message)
-
-    # --- who did what ---------------------------------------------------------------------------------------------
-
-    async def note_refusal(self, why: str, *, client: str, key: str | None) -> None:
-        """Somebody was refused whose key or token was no good. `key`: what it says to be. Who sends thousands does not
-        fill the log: beyond REFUSALS_PER_MINUTE they are counted, and the next record says how many."""
-        now = trio.current_time()
-        if now - self._refusals[0] >= 60:
-            self._refusals = now, 0, self._refusals[2]
-        since, noted, passed_over = self._refusals
-        if noted >= REFUSALS_PER_MINUTE:
-            self._refusals = since, noted, passed_over + 1
-            return
-        self._refusals = since, noted + 1, 0
-        done = Act(action="login.refused", actor="unknown", target=key or "", detail={"why": why, "client": client, "more": passed_over})
         try:
             await self.store.audit.record(done)
         except StorageError as error:  # refused all the same
