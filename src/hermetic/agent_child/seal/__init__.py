@@ -90,12 +90,10 @@ class _Seal:
         return True
 
     def _give_up_privileges(self) -> None:
-        if os.geteuid() == 0 and "user_namespace" not in namespaces.made:
-            os.setgroups([])
         self._apply("tenant_uid", lambda: privileges.become(*self._ids()))
         self._apply("no_capabilities", privileges.drop_capabilities)
-        self._apply("no_new_privs", privileges.gain_nothing_by_exec)
-        privileges.set_dumpable(False)
+        if self._apply("no_new_privs", privileges.gain_nothing_by_exec):
+            privileges.set_dumpable(False)
 
     def _ids(self) -> tuple[int, int]:
         """User and group that the turn has in the end."""

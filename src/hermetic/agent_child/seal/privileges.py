@@ -1,7 +1,7 @@
 """What a process may do by who it is: user, groups, capabilities; and that no program gives it more.
 
 Order matters. The bounding set can be emptied early: it says what an exec could give, and takes nothing away yet.
-Groups go before the user (in __init__.py), since only a privileged process may change them. The change of the user clears three things
+Groups go before the user, since only a privileged process may change them. The change of the user clears three things
 that others rely on: the capabilities, which are then cleared once more, for the case that the user stays; the signal
 for the parent's death, which is put back; and it makes the process not dumpable, so that its /proc folder belongs to
 root and nobody of its own user can read its memory or environment (proc(5), ptrace(2)). no_new_privs makes set-user-id
@@ -41,6 +41,7 @@ def empty_bounding_set() -> None:
 def become(uid: int, gid: int) -> None:
     """Needs the privilege to; raises OSError."""
     at_parents_death = parents_death_signal()
+    os.setgroups([])
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
     syscalls.prctl(_PR_SET_PDEATHSIG, at_parents_death)
