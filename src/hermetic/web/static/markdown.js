@@ -58,7 +58,7 @@ export class MarkdownStream {
   }
 
   // The next window. → blocks that are closed now, the one that is open (or null), and whether there is more to see.
-  // A block is {token, joins}. `final`: nothing will be pushed any more, so the open one is closed as well.
+  // A block is {token, joins, goesOn}: the last says that a piece follows. `final`: nothing will be pushed any more, so the open one is closed as well.
   read(final = false) {
     const closed = [];
     const left = this.#text.slice(this.#from);
@@ -90,7 +90,7 @@ export class MarkdownStream {
   // One block fills the window: a piece of it is closed, the rest goes on as a block of the same kind.
   #cut(token, seen, closed) {
     const piece = (t, length, prefix) => {
-      closed.push({ token: t, joins: this.#joins });
+      closed.push({ token: t, joins: this.#joins, goesOn: true });
       this.#from += length;
       this.#prefix = prefix;
       this.#joins = true;

@@ -25,7 +25,7 @@ export function openMenu(button, items) {
     else return;
     event.preventDefault();
   });
-  document.body.append(menu);
+  button.closest("aside, main").append(menu);
   const place = button.getBoundingClientRect();
   const { width, height } = menu.getBoundingClientRect();
   menu.style.left = `${Math.max(8, Math.min(place.right - width, innerWidth - width - 8))}px`;

@@ -151,7 +151,7 @@ export class RichText {
   }
 
   // The open code block is the one that is not drawn anew: it only grows.
-  #drawCode({ token, joins, closed }, first) {
+  #drawCode({ token, joins, goesOn, closed }, first) {
     let current = first ? this.#code : null;
     if (!current && joins && this.#lastCode) current = this.#lastCode;
     if (!current) {
@@ -163,7 +163,7 @@ export class RichText {
     this.#code = null;
     if (closed) {
       this.#lastCode = { block: current.block, base: text };
-      current.block.close();
+      if (!goesOn) current.block.close();
     } else if (first) this.#code = current;
     else this.#open.push(current.block.element);
   }
