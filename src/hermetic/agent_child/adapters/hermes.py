@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from hermetic.agent_child.adapters import hermes_rules as rules
-from hermetic.agent_child.adapters.hermes_approvals import Approvals, remembered_in
+from hermetic.agent_child.adapters.hermes_approvals import Approvals, carry_over, remembered_in
 from hermetic.agent_child.failures import CannotRun, without_paths
 from hermetic.agent_child.interrupts import TurnCancelled
 from hermetic.agent_child.out import Out
@@ -316,6 +316,7 @@ def _construct(
         "fallback_model": rules.fallback_model(config),
         "ephemeral_system_prompt": personality,
         "session_id": start.session_id,
+        "session_db": _session_db(config, out),
         "platform": "cli",
         "quiet_mode": True,
         **({"max_iterations": options["max_iterations"]} if "max_iterations" in options else {}),
@@ -325,6 +326,25 @@ def _construct(
     voice.hears_reasoning = "reasoning_callback" in passed
     voice.hears_tools = "tool_start_callback" in passed
     return agent_class(**{name: value for name, value in passed.items() if value is not None})
+
+
+def _session_db(config: Mapping[str, Any], out: Out) -> Any:
+    """The agent's own store, for a profile with `compression.in_place: false`: there alone the agent can go on under
+    another session id, and without the store it compresses in place."""
+    section = config.get("compression")
+    if not isinstance(section, Mapping) or section.get("in_place") is not False:
+        return None
+    try:
+        return import_module("hermes_state").SessionDB()
+    except Exception as error:  # noqa: BLE001  the turn can do without
+        out.emit(
+            Warning(
+                message=f"The agent's own session store cannot be used: {without_paths(str(error))}",
+                code="no_session_store",
+                hint="The agent keeps its session's id when it compresses.",
+            )
+        )
+        return None
 
 
 def _runtime(choice: rules.ModelChoice, out: Out) -> Mapping[str, Any]:
@@ -355,10 +375,13 @@ def _conclude(start: Start, out: Out, voice: Voice, agent: Any, result: Mapping[
     compressor = getattr(agent, "context_compressor", None)
     usage = rules.usage_of(result, compressor)
     out.emit(Metering(usage=usage))
-    if start.options.get("sync_insights"):
-        _sync_insights(start, out, usage, str(getattr(agent, "model", None) or start.model or ""))
     session_id = getattr(agent, "session_id", None) or result.get("session_id")
     rotated = str(session_id) if session_id and session_id != start.session_id else None
+    if rotated:
+        carry_over(os.environ.get("HERMES_HOME", ""), start.session_id, rotated)
+    if start.options.get("sync_insights"):
+        model = str(getattr(agent, "model", None) or start.model or "")
+        _sync_insights(start, out, usage, model, rotated or start.session_id)
     if rotated or (getattr(compressor, "compression_count", 0) or 0) > 0:
         voice.has_compressed()
     if steer := result.get("pending_steer"):
@@ -388,20 +411,20 @@ def _conclude(start: Start, out: Out, voice: Voice, agent: Any, result: Mapping[
     return last
 
 
-def _sync_insights(start: Start, out: Out, usage: Usage, model: str) -> None:
+def _sync_insights(start: Start, out: Out, usage: Usage, model: str, session_id: str) -> None:
     """The session's totals into the agent's own store, where `hermes insights` counts them. Never breaks a turn."""
     try:
         store = import_module("hermes_state").SessionDB()
-        store.ensure_session(start.session_id, source="hermetic", model=model)
+        store.ensure_session(session_id, source="hermetic", model=model)
         totals = {
             "input_tokens": start.used.input_tokens + usage.input_tokens,
             "output_tokens": start.used.output_tokens + usage.output_tokens,
             "estimated_cost_usd": start.used.estimated_cost + usage.estimated_cost,
         }
-        store.update_token_counts(start.session_id, **totals, model=model, absolute=True)
+        store.update_token_counts(session_id, **totals, model=model, absolute=True)
         if start.title:
             with suppress(ValueError):  # another session has this title already
-                store.set_session_title(start.session_id, start.title)
+                store.set_session_title(session_id, start.title)
     except Exception as error:  # noqa: BLE001  whatever the store's trouble is, the answer stands
         out.emit(
             Warning(

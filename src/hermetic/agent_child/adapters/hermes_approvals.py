@@ -106,6 +106,12 @@ class Approvals:
             unfinished.replace(self._remembered)
 
 
+def carry_over(home: str, before: str, after: str) -> None:
+    """What was approved for a session holds where it goes on under another id."""
+    with suppress(OSError):  # there was nothing; or it is asked again
+        remembered_in(home, after).write_bytes(remembered_in(home, before).read_bytes())
+
+
 def remembered_in(home: str, session_id: str) -> Path:
     """Beside the agent's own permanent list, which is in the same home: both are the profile's."""
     name = re.sub(r"[^\w-]", "_", session_id)
