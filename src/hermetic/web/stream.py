@@ -71,23 +71,6 @@ async def turn_stream(
     return _without_body(StreamResponse(Stream(supervisor, reader, reset, ping=ping, rewrite=rewrite)))
 
 
-async def tenant_stream(
-    supervisor: Supervisor, said: Iterable[str | None], *, sessions: frozenset[str] | None, ping: bool
-) -> Response:
-    """The stream of all the caller's turns."""
-    texts = [text for text in said if text]
-    reader, reset = await supervisor.tenant_reader(max(texts, key=_position, default=None), by=caller(), sessions=sessions)
-    if request.method == "HEAD":
-        return _without_body(Response(b"", 200, HEADERS))
-    return _without_body(StreamResponse(Stream(supervisor, reader, reset, ping=ping, rewrite=None)))
-
-
-def _position(text: str) -> int:
-    """The farthest cursor counts, for the reason that `cursor_of` has."""
-    cursor = parse_cursor(text, "")
-    return -1 if cursor is None else cursor.seq
-
-
 def _without_body(response: Response) -> Response:
     """A 204, and a stream, have no length that could be named (RFC 9110, 8.6); Quart names one."""
     del response.headers["Content-Length"]
@@ -133,13 +116,7 @@ class Stream:
     """One reader's open response."""
 
     def __init__(
-        self,
-        supervisor: Supervisor,
-        reader: Reader | TenantReader,
-        reset: Reset | ResetAll | None,
-        *,
-        ping: bool,
-        rewrite: Rewrite | None,
+        self, supervisor: Supervisor, reader: Reader, reset: Reset | None, *, ping: bool, rewrite: Rewrite | None
     ) -> None:
         self._supervisor = supervisor
         self._settings = supervisor.config.stream
@@ -149,7 +126,7 @@ class Stream:
         self._ping = ping
         self._rewrite = rewrite
         self._retry = b"retry: %d\n" % self._settings.retry_ms  # rides in the first event: alone it would be a phantom
-        self._outlives = supervisor.outlives_drain(reader)
+        self._queued = supervisor.is_queued(reader.turn_id)
         self._direct: Direct | None = None
         self._parked: trio.CancelScope | None = None
         self._beat_due = False
@@ -166,9 +143,8 @@ class Stream:
                     if await self._follow(receive, send):
                         await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
-            if isinstance(self._reader, Reader):
-                with trio.CancelScope(shield=True):
-                    await self._supervisor.left(self._reader)
+            with trio.CancelScope(shield=True):
+                await self._supervisor.left(self._reader)
 
     async def _follow(self, receive: Receive, send: Send) -> bool:
         """True: everything has been sent. False: the client has hung up."""
