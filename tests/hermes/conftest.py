@@ -18,7 +18,7 @@ model:
   provider: custom
   base_url: {url}
   api_key: {key}
-  context_length: 128000
+  context_length: {context}
 platform_toolsets:
   cli: [terminal, file, clarify]
 {more}
@@ -65,12 +65,19 @@ class Hermes:
 
 
 def write_home(
-    home: Path, provider_url: str, *, url: str = "", key: str = "secret-key", more: str = "", env: str = ""
+    home: Path,
+    provider_url: str,
+    *,
+    url: str = "",
+    key: str = "secret-key",
+    more: str = "",
+    env: str = "",
+    context: str = "128000",
 ) -> None:
     url = url or provider_url
     home.mkdir(parents=True)
     (home / "config.yaml").write_text(
-        CONFIG.format(url=url, key=key, more=more.format(url=url) if "{url}" in more else more)
+        CONFIG.format(url=url, key=key, context=context, more=more.format(url=url) if "{url}" in more else more)
     )
     (home / ".env").write_text(env)
 

@@ -417,3 +417,58 @@ async def test_without_the_package_it_says_what_to_install(tmp_path: Path, herme
     assert end["message"] == "hermes-agent is not installed where this agent runs"
     assert "pip install hermes-agent" in end["hint"]
     assert end["fault"] == "host"
+
+
+FILLER = "plum " * 15_000
+"""A quarter of a window of 64,000 tokens and more; the agent compresses at 85 % of it, the least that it can be set to."""
+COMPRESSION = "compression:\n  protect_first_n: 0\n  protect_last_n: 1\n  in_place: {in_place}"
+
+
+async def talked_until_compressed(agent, session: str) -> list[tuple[int, str, dict]]:
+    for number in range(1, 6):
+        script = f"{FILLER}\nPlease say:\nsay Answer {number}."
+        events = await agent.server.run(script, session=session)
+        check_whole(events)
+        if "compressed" in names(events):
+            return events
+    raise AssertionError("it has not compressed")
+
+
+async def test_compression_of_the_real_agent_in_place(hermes) -> None:
+    agent = await hermes(more=COMPRESSION.format(in_place="true"), context="64000")
+    session = await agent.server.session()
+    events = await talked_until_compressed(agent, session)
+    assert "compressing" in names(events)
+    end = check_whole(events)
+    assert end["session"]["session_id"] == session
+    view = await agent.server.call("GET", f"/v1/sessions/{session}")
+    assert view["messages"][-1]["content"].startswith("Answer"), "the newest is whole"
+    assert len(str(view["messages"])) < 2.5 * len(FILLER), "and the past is shorter"
+    assert "Side work." in str(view["messages"]), "the model's summary stands for it"
+    assert "[Workspace: " not in str(view["messages"])
+    usage = end["usage"]
+    assert (usage["context_length"], usage["threshold_tokens"]) == (64_000, 54_400)
+    assert "Answer" in text(await agent.run("say Answer at last.", session=session)), "and it goes on"
+
+
+async def test_compression_of_the_real_agent_with_another_session_id(hermes) -> None:
+    agent = await hermes(more=COMPRESSION.format(in_place="false"), context="64000")
+    old = await agent.server.session(title="Plums")
+    end = check_whole(await talked_until_compressed(agent, old))
+    new = end["session"]["session_id"]
+    assert new != old
+    assert end["session"]["continues"] == old
+    kept, view = [await agent.server.call("GET", f"/v1/sessions/{name}") for name in (old, new)]
+    assert kept["continued_as"] == new
+    assert str(kept["messages"]).count(FILLER) == kept["message_count"] // 2, "the old transcript is whole"
+    assert "Side work." in str(view["messages"])
+    assert view["title"] == "Plums"
+    assert view["workspace"] == kept["workspace"]
+    turn = await agent.server.call(
+        "POST", f"/v1/sessions/{old}/turns", {"message": "Please say:\ncall terminal {\"command\": \"pwd\"}\n---\nsay There."},
+        status=202,
+    )  # fmt: skip
+    assert turn["session_id"] == new
+    events = await agent.server.events(turn["turn_id"])
+    check_whole(events)
+    assert any(kept["workspace"] in data.get("snippet", "") for _, _, data in events), "in the same folder"
