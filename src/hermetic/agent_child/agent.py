@@ -19,6 +19,8 @@ from hermetic.protocol import launch
 
 BROKEN = 70
 """Exit code of a process of ours that failed by a bug (sysexits' EX_SOFTWARE)."""
+_BLOCKED = {signal.SIGTERM, signal.SIGCHLD, signal.SIGUSR1}
+"""By init, before the agent was forked."""
 
 
 def wait_for_turn(
@@ -32,6 +34,10 @@ def wait_for_turn(
             channel.close_all_but(turns.fileno(), reports.fileno())
             walls = seal.AgentSeal(policy)
             walls.prepare()
+            # Whatever can be done now is not in the way of the first event.
+            _be_nobodys_twin()
+            _be_the_agent()
+            ready = session.ready()
             packet, fds = channel.receive(turns)
             if not packet:
                 os._exit(0)
@@ -43,12 +49,13 @@ def wait_for_turn(
         except seal.SealError as error:
             channel.send(reports, channel.REFUSED + str(error).encode())
             os._exit(0)
+        if interpreter is None:
+            os.write(events_fd, ready)
         channel.send(reports, channel.ENTERED + channel.encode_mechanisms(walls.held, walls.missing))
-        channel.close_all_but(*sorted((events_fd, commands_fd)))
+        channel.close_all_but(events_fd, commands_fd)
         if interpreter is not None:
             exec_interpreter(interpreter, events_fd, commands_fd)
-        _be_nobodys_twin()
-        run(events_fd, commands_fd)
+        _run_session(events_fd, commands_fd)
     except BaseException:  # noqa: BLE001  whatever it is, this process ends here
         sys.excepthook(*sys.exc_info())
     finally:
@@ -56,19 +63,29 @@ def wait_for_turn(
 
 
 def run(events_fd: int, commands_fd: int) -> NoReturn:
-    """From where the streams are the agent's own; its signals are still blocked. Never returns."""
+    """In an interpreter that was started for the turn. Never returns."""
     try:
-        kernel.set_name(b"hermetic-agent")
-        for number in (signal.SIGTERM, signal.SIGINT):  # before Start there is nothing to end but ourselves
-            signal.signal(number, lambda *_: os._exit(0))
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGCHLD, signal.SIGUSR1})
-        if privileges.gains_nothing_by_exec():  # sealed: so are its tools, each from the moment of its fork
-            tools.guard((events_fd, commands_fd))
-        session.run(events_fd, commands_fd)
+        _be_the_agent()
+        os.write(events_fd, session.ready())
+        _run_session(events_fd, commands_fd)
     except BaseException:  # noqa: BLE001  whatever it is, this process ends here
         sys.excepthook(*sys.exc_info())
     finally:
         os._exit(BROKEN)
+
+
+def _run_session(events_fd: int, commands_fd: int) -> NoReturn:
+    if privileges.gains_nothing_by_exec():  # sealed: so are its tools, each from the moment of its fork
+        tools.guard((events_fd, commands_fd))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)
+    session.run(events_fd, commands_fd)
+
+
+def _be_the_agent() -> None:
+    """The name, and what a signal does before Start, when there is nothing to end but ourselves."""
+    kernel.set_name(b"hermetic-agent")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(0))
 
 
 def _be_nobodys_twin() -> None:

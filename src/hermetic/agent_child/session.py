@@ -27,17 +27,21 @@ from hermetic.protocol import PROTOCOL_VERSION
 from hermetic.protocol.commands import Answer, AnyCommand, Approve, Cancel, Start, Steer
 from hermetic.protocol.errors import ProtocolError
 from hermetic.protocol.events import Failed, Ready, Result
-from hermetic.protocol.framing import command_decoder
+from hermetic.protocol.framing import command_decoder, frame
 
 COMMAND_BYTES_MAX = 1 << 30
 """A Start carries the session's whole history, and comes from the supervisor, which we trust and which bounds it."""
 _READ_BYTES = 1 << 18
 
 
+def ready() -> bytes:
+    """The first frame, to be written before `run`."""
+    return frame(Ready(protocol=PROTOCOL_VERSION, pid=os.getpid(), python=sys.version.split()[0]))
+
+
 def run(events_fd: int, commands_fd: int) -> NoReturn:
-    """The whole life of the agent's process."""
+    """The life of the agent's process, from the moment that it is ready."""
     emitter = Emitter(events_fd)
-    emitter.emit(Ready(protocol=PROTOCOL_VERSION, pid=os.getpid(), python=sys.version.split()[0]))
     commands = read_commands(commands_fd)
     try:
         start = next(commands, None)
