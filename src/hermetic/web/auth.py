@@ -24,6 +24,7 @@ from werkzeug.sansio.response import Response as AnyResponse
 from hermetic.protocol.errors import (
     ConfigError,
     Forbidden,
+    HermeticError,
     MissingScope,
     TenantSuspended,
     Unauthorized,
@@ -98,10 +99,9 @@ class Doorkeeper:
         needed = needs()
         try:
             g.caller = await self._who()
-        except (Unauthorized, TenantSuspended):
+        except HermeticError:
             if needed != "open":
                 raise
-        act_for(g.caller)
         act_for(g.caller)
         if needed != "open":
             check_scope(g.caller, needed)
