@@ -252,6 +252,14 @@ class SearchResult(Response, frozen=True):
     hits: list[SearchHit]
 
 
+class Used(Response, frozen=True):
+    """What all processes of a turn use together. None: this host does not count it."""
+
+    memory_bytes: int | None = None
+    processes: int | None = None
+    cpu_s: float | None = None
+
+
 class TurnView(Response, frozen=True):
     turn_id: str
     session_id: str
@@ -272,6 +280,8 @@ class TurnView(Response, frozen=True):
     seal: Seal | None = None
     pid: int | None = None
     """While it runs."""
+    used: Used | None = None
+    """Of the host, at this moment; while it runs, and where the host counts it for each turn."""
     snapshot: Snapshot | None = None
     """What was said so far."""
     stderr: str | None = None
@@ -358,6 +368,10 @@ class AgentView(Response, frozen=True):
     name: str
     adapter: str
     description: str = ""
+    egress: list[str] = field(default_factory=list)
+    """Hosts that its turns may reach where they are sealed."""
+    model_api: bool = False
+    """Its turns reach a model through the server, which keeps the key."""
 
 
 class Me(Response, frozen=True):

@@ -117,6 +117,8 @@ class LiveTurn:
         self.state = TurnState()
         self.fold = Fold()
         self.started: events.Started | None = None
+        self.meter: Meter | None = None
+        """Of the running child, where this host counts for each turn."""
         self.started_at: float | None = None
         self.feed = Feed(
             self.turn_id, last_seq, ring_bytes=config.stream.ring_bytes, ring_events=config.stream.ring_events
@@ -633,6 +635,7 @@ class LiveTurn:
             return
         meter = self._sealing.meter(spawned)
         if meter.controllers:
+            self.meter = meter
             self._nursery.start_soon(self._watch_groups, meter)
         if self._start.serve is not None and child.listeners:
             self._nursery.start_soon(self._start.serve, child.take_listeners(), self._tell)

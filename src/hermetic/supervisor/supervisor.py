@@ -328,6 +328,7 @@ class Supervisor:
             pending=live.pending if live else [],
             seal=live.started.seal if live and live.started else None,
             pid=live.started.pid if live and live.started else None,
+            used=api.Used(**msgspec.structs.asdict(live.meter.usage())) if live and live.meter else None,
             snapshot=live.fold.snapshot(spec.turn_id, state) if live else None,
             stderr=row.stderr,
             events_url=f"/v1/turns/{spec.turn_id}/events",
@@ -624,7 +625,13 @@ class Supervisor:
     def options(self, *, by: Caller) -> api.Choices:
         return api.Choices(
             agents=[
-                api.AgentView(name=name, adapter=agent.adapter, description=agent.description)
+                api.AgentView(
+                    name=name,
+                    adapter=agent.adapter,
+                    description=agent.description,
+                    egress=agent.egress,
+                    model_api=agent.model_api is not None,
+                )
                 for name, agent in self.config.agents.items()
             ],
             default_agent=default_agent(self.config),
