@@ -10,9 +10,15 @@ export class Problem extends Error {
   }
 }
 
+// Of a login by cookie: only this page can read the other cookie, so only it can send what is in it.
+function csrf() {
+  const found = /(?:^|; )hermetic_csrf=([^;]+)/.exec(document.cookie);
+  return found ? { "X-CSRF-Token": found[1] } : {};
+}
+
 export async function call(method, path, body, headers = {}) {
   const form = body instanceof FormData;
-  const init = { method, headers: { Accept: "application/json", ...headers }, signal: AbortSignal.timeout(form ? UPLOAD_MS : ANSWER_MS) };
+  const init = { method, headers: { Accept: "application/json", ...csrf(), ...headers }, signal: AbortSignal.timeout(form ? UPLOAD_MS : ANSWER_MS) };
   if (form) init.body = body;
   else if (body !== undefined) {
     init.body = JSON.stringify(body);
@@ -30,6 +36,7 @@ export async function call(method, path, body, headers = {}) {
       hint: "Check that it runs and that you are online. What you typed is kept.",
     });
   }
+  if (response.status === 401) location.assign("login"); // the draft is kept, and the way back is the same address
   if (!response.ok) throw await problemOf(response);
   try {
     return text ? JSON.parse(text) : null;
@@ -66,13 +73,15 @@ export const api = {
   changeSession: (sid, body) => call("PATCH", `v1/sessions/${id(sid)}`, body),
   deleteSession: (sid) => call("DELETE", `v1/sessions/${id(sid)}`),
   // For a page that is being closed: the browser sends it without the page.
-  deleteSessionOnLeaving: (sid) => fetch(`v1/sessions/${id(sid)}`, { method: "DELETE", keepalive: true }),
+  deleteSessionOnLeaving: (sid) => fetch(`v1/sessions/${id(sid)}`, { method: "DELETE", keepalive: true, headers: csrf() }),
   turns: (sid) => call("GET", `v1/sessions/${id(sid)}/turns`),
   newTurn: (sid, message, key, attachments = []) =>
     call("POST", `v1/sessions/${id(sid)}/turns`, { message, attachments }, { "Idempotency-Key": key }),
   forget: (sid, tid) => call("POST", `v1/sessions/${id(sid)}/forget`, { turn_id: tid }),
   exportUrl: (sid, format) => `v1/sessions/${id(sid)}/export?format=${format}`,
-  hostTurns: () => call("GET", "v1/turns"),
+  hostTurns: (limit = 50) => call("GET", `v1/turns?limit=${limit}`),
+  me: () => call("GET", "v1/me"),
+  logOut: () => call("POST", "v1/logout"),
   drain: () => call("POST", "v1/drain"),
   upload(sid, file, name) {
     const form = new FormData();

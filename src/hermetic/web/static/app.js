@@ -329,6 +329,7 @@ function tell() {
 // --- the host ---
 
 let countedRunning = false;
+let hostLevel = 0;
 let healthTimer = 0;
 let down = false;
 
@@ -337,6 +338,7 @@ async function refreshHealth() {
   let next = HEALTH_MS;
   try {
     const { active_turns: running, queued_turns: queued, status, level, heartbeat_s: heartbeat } = await api.health();
+    hostLevel = level;
     setHeartbeat(heartbeat);
     $("host").textContent = status === "draining" ? "About to stop" : `${running} running · ${queued} queued`;
     $("host-dot").className = `dot ${status === "draining" ? "warn" : running ? "busy" : "good"}`;
@@ -365,7 +367,8 @@ async function refreshHealth() {
 
 async function loadOptions() {
   try {
-    options = await api.options();
+    [options, { level: hostLevel }] = await Promise.all([api.options(), api.health()]);
+    showMe(await api.me());
   } catch (problem) {
     if (problem.code !== "unreachable") showProblem($("session-problem"), problem);
     return;
@@ -394,12 +397,17 @@ const ADAPTERS = {
 };
 
 // What an agent may do, as far as the server says it.
-function mayDo(agent) {
-  const seal = agent.seal ?? options.seal ?? null;
-  const level = seal?.level ?? null;
-  const files = level === null ? "Works in the workspace" : level >= 2 ? "Reads and writes the workspace, nothing else" : "Works in the workspace; not walled in on this host";
-  const network = agent.network === undefined ? "" : agent.network === "none" ? " · no network" : ` · network: ${agent.network}`;
-  return `${files}${network}`;
+function mayDo({ egress = [], model_api: model = false }) {
+  if (hostLevel < 2) return "Works in the workspace, with the files and the network of the server's user.";
+  const reach = [model ? "its model" : "", ...egress].filter(Boolean);
+  const shown = reach.length > 4 ? [...reach.slice(0, 3), `${reach.length - 3} more hosts`] : reach;
+  return `Reads and writes the workspace and nothing else. ${reach.length ? `Reaches ${shown.join(", ")}.` : "No network."}`;
+}
+
+// Who the server takes this browser for, and the way out.
+function showMe({ tenant, user, key_id: key, login_needed: needed }) {
+  $("log-out").hidden = !needed;
+  $("log-out").title = `${user ?? key ?? "?"} of ${tenant}`;
 }
 
 const chosenAgent = () => $("agents").querySelector("input:checked")?.value ?? options.default_agent;
@@ -450,7 +458,7 @@ function toggleSidebar(open) {
   else if (was) $("sidebar-open").focus();
 }
 
-for (const [id, name] of [["manage", "more"], ["sidebar-open", "menu"], ["sidebar-close", "close"], ["attach", "clip"], ["theme", "theme"]]) $(id).append(icon(name));
+for (const [id, name] of [["manage", "more"], ["sidebar-open", "menu"], ["sidebar-close", "close"], ["attach", "clip"], ["theme", "theme"], ["log-out", "leave"]]) $(id).append(icon(name));
 $("new").prepend(icon("plus"));
 $("search-form").prepend(icon("search"));
 $("send").prepend(icon("send"));
@@ -485,6 +493,14 @@ $("theme").addEventListener("click", () => {
   const names = Object.keys(THEMES);
   const now = document.documentElement.dataset.theme ?? "";
   setTheme(names[(names.indexOf(now) + 1) % names.length]);
+});
+$("log-out").addEventListener("click", async () => {
+  try {
+    await api.logOut();
+    location.assign("login");
+  } catch (problem) {
+    showProblem($("session-problem"), problem);
+  }
 });
 $("manage").addEventListener("click", () => {
   const view = conversation.view;

@@ -12,6 +12,7 @@ import { TurnBlock, approvalPrompt, clarifyPrompt } from "./view.js";
 const ANNOUNCE_MS = 2500; // a screen reader gets whole sentences, not tokens
 const REPLAYED_EVENTS_MAX = 20_000; // of a turn that has ended; a longer journal is read as its stored messages
 const NEAR_END_PX = 80;
+const USED_MS = 2000; // while somebody looks at what holds the running turn
 
 export class Conversation {
   // `hooks`: sessionLoaded(view), gone(), titled(text), leftover(text), asked(prompt), changed(), ended(), resend(block, text)
@@ -27,6 +28,7 @@ export class Conversation {
     new ResizeObserver(() => (this.atEnd ? this.toEnd() : this.#scrolled())).observe($("log"));
     onDrawn(() => this.atEnd && this.toEnd());
     setInterval(() => this.live?.block.tick(), 1000);
+    setInterval(() => this.#askUsed(), USED_MS);
   }
 
   forget() {
@@ -269,6 +271,17 @@ export class Conversation {
       live.block.showSeal(started, live.times, !live.turn.closed);
     } catch {
       // The page's own clock does until the turn is read again.
+    }
+  }
+
+  async #askUsed() {
+    const live = this.live;
+    if (!live || live.turn.closed || document.hidden || !live.block.asksForUsed) return;
+    try {
+      const { turns } = await api.hostTurns(1);
+      live.block.showUsed(turns.find((turn) => turn.turn_id === live.turn.turnId)?.used);
+    } catch {
+      // The status line says that the server does not answer.
     }
   }
 

@@ -79,7 +79,7 @@ export class HostPage {
       h("div", {}, h("p", { class: "strong" }, `Level ${seal.level}`), h("p", {}, sealSentence(seal)), sealFacts(seal))));
     fill("host-running", live.filter((t) => t.state !== "queued"), "Nothing runs.", ["Turn", "Agent", "State", "Process", "Runs for", "Uses"], (t) => [
       link(t), t.agent, pill(t.state), t.pid ? h("code", {}, String(t.pid)) : "", t.started_at ? span(Date.now() / 1000 - t.started_at) : "",
-      resourceRows(t.resources ?? {}).map(([name, value]) => `${name} ${value}`).join(" · "),
+      resourceRows(t.used ?? {}).map(([name, value]) => `${name} ${value}`).join(" · "),
     ]);
     fill("host-queue", live.filter((t) => t.state === "queued"), "Nobody waits.", ["Place", "Turn", "Agent", "Since"], (t) => [
       t.queue_position ? String(t.queue_position) : "next", link(t), t.agent, ago(t.created_at),

@@ -24,6 +24,7 @@ const PATHS = {
   warn: "M12 4l9 16H3L12 4ZM12 10v4M12 17h.01",
   folder: "M3 6h6l2 2h10v11H3z",
   theme: "M12 4a8 8 0 1 0 0 16 8 8 0 0 0 0-16ZM12 4v16",
+  leave: "M10 4H5v16h5M9 12h11M16 8l4 4-4 4",
   file: "M6 3h8l4 4v14H6zM14 3v4h4",
 };
 

@@ -202,7 +202,8 @@ export function verdict(end) {
   const [title, hint] = VERDICTS[end.state];
   const message = end.message ?? "";
   const how = end.signal ? ` (${end.signal})` : end.exit_code ? ` (exit code ${end.exit_code})` : "";
-  return { state: end.state, title: title + how, message, hint: end.hint || hint, stderr: end.stderr ?? [] };
+  const said = end.state === "crashed" ? "" : message; // the title says it already
+  return { state: end.state, title: title + how, message: said, hint: end.state === "crashed" ? hint : end.hint || hint, stderr: end.stderr ?? [] };
 }
 
 export function textOf(parts) {

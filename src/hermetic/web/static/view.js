@@ -107,11 +107,14 @@ export class TurnBlock {
     this.denied.textContent = `${count} denied`;
   }
 
-  // Memory and processor, where the server measures them: {memory_bytes, cpu_s, …}.
-  showResources(resources) {
-    if (!this.facts || !resources) return;
-    const rows = resourceRows(resources);
-    if (rows.length) this.facts.replaceChildren(factList(rows));
+  // Memory and processor, where the host counts them for each turn.
+  showUsed(used) {
+    const rows = resourceRows(used ?? {});
+    if (this.facts && rows.length) this.facts.replaceChildren(factList(rows));
+  }
+
+  get asksForUsed() {
+    return this.meta.querySelector("details")?.open ?? false;
   }
 
   tick() {
@@ -131,6 +134,7 @@ export class TurnBlock {
   showEnd(end) {
     const facts = verdict(end);
     this.element.dataset.end = facts?.state ?? "";
+    this.tools.classList.toggle("has-verdict", facts !== null && facts.state !== "cancelled");
     if (!facts) return this.endBox.replaceChildren();
     const again = facts.state !== "cancelled" && this.actions.retry
       ? h("button", { type: "button", onclick: () => this.actions.retry(this) }, icon("retry"), "Try again") : null;
@@ -220,10 +224,8 @@ const megabytes = (n) => `${(n / 1e6).toFixed(n < 1e7 ? 1 : 0)} MB`;
 export function resourceRows(r) {
   return [
     ["Memory", r.memory_bytes !== undefined && r.memory_bytes !== null ? megabytes(r.memory_bytes) : null],
-    ["Memory peak", r.memory_peak_bytes ? megabytes(r.memory_peak_bytes) : null],
     ["Processor", typeof r.cpu_s === "number" ? span(r.cpu_s) : null],
     ["Processes", r.processes ? String(r.processes) : null],
-    ["Denied", r.denied?.length ? r.denied.join(", ") : null],
   ].filter(([, value]) => value);
 }
 
