@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, nullcontext
+from getpass import getpass
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
@@ -40,7 +41,9 @@ app = App(
 config_app = App(name="config", help="The configuration.")
 tenants_app = App(name="tenants", help="The tenants of a server: who shares it, apart from each other.")
 keys_app = App(name="keys", help="Keys for the API, each of one tenant.")
-for sub_app in (config_app, tenants_app, keys_app):
+secrets_app = App(name="secrets", help="Secrets of tenants: variables that their turns have, kept encrypted.")
+audit_app = App(name="audit", help="The audit log: who did what, when.")
+for sub_app in (config_app, tenants_app, keys_app, secrets_app, audit_app):
     app.command(sub_app)
 
 ConfigFile = Annotated[Path | None, Parameter(name="--config", help="Configuration file (TOML); without it, defaults.")]
@@ -56,6 +59,8 @@ ServerUrl = Annotated[
 
 
 TenantName = Annotated[str, Parameter(help="The tenant's name: a-z, 0-9 and -.")]
+SecretName = Annotated[str, Parameter(help="The variable's name.")]
+OfProfile = Annotated[str, Parameter(name="--profile", help="The profile whose turns have it.")]
 OfTenant = Annotated[str, Parameter(name="--tenant", help="The tenant; without it, `local`, the operator's own.")]
 
 
@@ -78,10 +83,11 @@ async def serve(
     Ctrl-C or SIGTERM stops it: turns that run may finish for a while, then they are cancelled, with all that they said
     kept. The second one stops at once.
     """
+    from hermetic.supervisor import logs
     from hermetic.web import server  # loads the whole server; no other command needs it
 
-    log_to_stderr("info")
     loaded = load_config(config, bind=bind, data=data)
+    logs.log_to_stderr(loaded.log)
     await server.serve(loaded, insecure=insecure, on_ready=lambda url: print(ready_text(url), flush=True))
     return 0
 
@@ -326,6 +332,170 @@ async def keys_revoke(
     async with tenants.an_admin(server, load_config(config, data=data)) as admin:
         await admin.revoke_key(tenant, key_id)
     return 0
+
+
+@tenants_app.command(name="set")
+async def tenants_set(
+    tenant: TenantName,
+    /,
+    *,
+    quota: Annotated[
+        list[str] | None,
+        Parameter(help="NAME=NUMBER, a quota of its own, or NAME=none for no limit; repeat for more. They replace all."),
+    ] = None,
+    weight: Annotated[float | None, Parameter(help="Its share of places for turns, where others want them too.")] = None,
+    server: ServerUrl = None,
+    config: ConfigFile = None,
+    data: DataDir = None,
+) -> int:
+    """Give a tenant quotas of its own, and a share. The configuration's [quotas] has their names."""
+    from hermetic import tenants
+
+    change = api.ChangeTenant(
+        quotas=msgspec.UNSET if quota is None else tenants.parse_quotas(quota),
+        weight=msgspec.UNSET if weight is None else weight,
+    )
+    async with tenants.an_admin(server, load_config(config, data=data)) as admin:
+        await admin.change_tenant(tenant, change)
+    return 0
+
+
+@secrets_app.command(name="list")
+async def secrets_list(
+    *, tenant: OfTenant = "local", server: ServerUrl = None, config: ConfigFile = None, data: DataDir = None
+) -> int:
+    """List a tenant's secrets by profile and name; nobody can read a value again."""
+    from hermetic import tenants
+
+    async with tenants.an_admin(server, load_config(config, data=data)) as admin:
+        for secret in (await admin.list_secrets(tenant)).secrets:
+            print(f"{secret.profile}/{secret.name}")
+    return 0
+
+
+@secrets_app.command(name="set")
+async def secrets_set(
+    name: SecretName,
+    /,
+    *,
+    profile: OfProfile = "default",
+    tenant: OfTenant = "local",
+    server: ServerUrl = None,
+    config: ConfigFile = None,
+    data: DataDir = None,
+) -> int:
+    """Set a secret: a variable of all turns of a tenant under a profile. The value is read from stdin.
+
+    Not from the command line: others on this host can read that. A newline at its end does not count.
+    """
+    from hermetic import tenants
+
+    value = getpass(f"{name}: ") if sys.stdin.isatty() else sys.stdin.read().removesuffix("\n")
+    async with tenants.an_admin(server, load_config(config, data=data)) as admin:
+        await admin.set_secret(tenant, api.NewSecret(name=name, value=value, profile=profile))
+    return 0
+
+
+@secrets_app.command(name="remove")
+async def secrets_remove(
+    name: SecretName,
+    /,
+    *,
+    profile: OfProfile = "default",
+    tenant: OfTenant = "local",
+    server: ServerUrl = None,
+    config: ConfigFile = None,
+    data: DataDir = None,
+) -> int:
+    """Remove a secret; the next turn does not have it."""
+    from hermetic import tenants
+
+    async with tenants.an_admin(server, load_config(config, data=data)) as admin:
+        await admin.remove_secret(tenant, profile, name)
+    return 0
+
+
+@secrets_app.command(name="new-key")
+def secrets_new_key() -> int:
+    """Print a new key for secrets.key_file: put it in front of the others there, and then: hermetic secrets rotate."""
+    from hermetic.supervisor.secret_box import new_key
+
+    print(new_key())
+    return 0
+
+
+@secrets_app.command(name="rotate")
+async def secrets_rotate(*, server: ServerUrl = None, config: ConfigFile = None, data: DataDir = None) -> int:
+    """Encrypt all secrets of all tenants with the first key. Then the others may go.
+
+    A server that runs has the keys of its start: start it again before.
+    """
+    from hermetic import tenants
+
+    async with tenants.an_admin(server, load_config(config, data=data)) as admin:
+        print(f"{(await admin.rotate_secrets()).secrets} secrets are encrypted with the first key.")
+    return 0
+
+
+@audit_app.command(name="export")
+def audit_export(*, config: ConfigFile = None, data: DataDir = None) -> int:
+    """Print the audit log of a data directory, a record a line; its head goes to stderr. A server may run there."""
+    from hermetic.supervisor.audit import verify
+
+    lines = audit_lines(config, data)
+    print(f"head: {verify(shown(lines)).head}", file=sys.stderr)
+    return 0
+
+
+@audit_app.command(name="head")
+def audit_head(*, config: ConfigFile = None, data: DataDir = None) -> int:
+    """Print the head of the audit log, SEQ:HASH. Keep it where nobody can change it who can change the database."""
+    from hermetic.supervisor.audit import verify
+
+    print(verify(audit_lines(config, data)).head)
+    return 0
+
+
+@audit_app.command(name="verify")
+def audit_verify(
+    exported: Annotated[Path | None, Parameter(help="What `hermetic audit export` printed, in place of a database.")] = None,
+    /,
+    *,
+    head: Annotated[
+        list[str] | None, Parameter(help="SEQ:HASH that the log must have, from `hermetic audit head`; repeat for more.")
+    ] = None,
+    heads: Annotated[Path | None, Parameter(help="A file of heads, one a line.")] = None,
+    config: ConfigFile = None,
+    data: DataDir = None,
+) -> int:
+    """Say whether the audit log is as it was written: nothing changed, nothing taken out.
+
+    Only a head that was kept elsewhere shows that nothing was cut off at its end. Exits with 1 when it is not whole.
+    """
+    from hermetic.supervisor.audit import BrokenChain, parse_head, verify
+
+    wanted = [*(head or []), *(heads.read_text().split() if heads else [])]
+    with exported.open("rb") if exported else nullcontext() as file:
+        lines = (line.removesuffix(b"\n") for line in file) if file else audit_lines(config, data)
+        try:
+            last = verify(lines, [parse_head(text) for text in wanted])
+        except BrokenChain as broken:
+            print(f"hermetic: {broken}\n{broken.hint}", file=sys.stderr)
+            return 1
+    print(f"{last.seq} records, whole{'' if wanted else ' as far as can be seen without a head'}. head: {last.head}")
+    return 0
+
+
+def audit_lines(config: Path | None, data: Path | None) -> Iterator[bytes]:
+    from hermetic.supervisor.store.audit_sqlite import read_lines
+
+    return read_lines(Path(load_config(config, data=data).server.data).expanduser() / "hermetic.db")
+
+
+def shown(lines: Iterator[bytes]) -> Iterator[bytes]:
+    for line in lines:
+        print(line.decode())
+        yield line
 
 
 @asynccontextmanager

@@ -494,6 +494,19 @@ class Client:
     async def revoke_key(self, tenant: str, key_id: str) -> None:
         await self._call("DELETE", f"/v1/admin/tenants/{_part(tenant)}/keys/{_part(key_id)}", None)
 
+    async def list_secrets(self, tenant: str) -> api.SecretList:
+        return await self._call("GET", f"/v1/admin/tenants/{_part(tenant)}/secrets", api.SecretList)
+
+    async def set_secret(self, tenant: str, new: api.NewSecret) -> api.SecretView:
+        return await self._call("POST", f"/v1/admin/tenants/{_part(tenant)}/secrets", api.SecretView, new)
+
+    async def remove_secret(self, tenant: str, profile: str, name: str) -> None:
+        path = f"/v1/admin/tenants/{_part(tenant)}/secrets/{_part(profile)}/{_part(name)}"
+        await self._call("DELETE", path, None)
+
+    async def rotate_secrets(self) -> api.Rotated:
+        return await self._call("POST", "/v1/admin/secrets/rotate", api.Rotated)
+
     async def list_users(self, tenant: str) -> api.UserList:
         return await self._call("GET", f"/v1/admin/tenants/{_part(tenant)}/users", api.UserList)
 

@@ -1,8 +1,9 @@
-"""`hermetic tenants` and `hermetic keys`: by the admin API of the server that holds the data directory, or, when none
+"""`hermetic tenants`, `hermetic keys` and `hermetic secrets`: by the admin API of the server that holds the data directory, or, when none
 runs, in its database. A server is not started for this: it would run the turns that wait."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -14,11 +15,17 @@ from msgspec import UNSET
 from hermetic.chat import named_server, running_server
 from hermetic.client import Client
 from hermetic.protocol import api
+from hermetic.protocol.errors import ClientError
+from hermetic.supervisor.acting import act_for
 from hermetic.supervisor.config import Config
 from hermetic.supervisor.identities import Identities
+from hermetic.supervisor.identity import OPERATOR
+from hermetic.supervisor.secret_box import load_keys
 from hermetic.supervisor.store.sqlite import open_sqlite
+from hermetic.supervisor.vault import Vault
 from hermetic.terminal import clean_line
 from hermetic.web.admin import key_view, shown_key, tenant_view
+from hermetic.web.governance import secret_view
 
 
 class Admin(Protocol):
@@ -31,13 +38,18 @@ class Admin(Protocol):
     async def list_keys(self, tenant: str) -> api.KeyList: ...
     async def add_key(self, tenant: str, new: api.NewKey) -> api.ShownKey: ...
     async def revoke_key(self, tenant: str, key_id: str) -> None: ...
+    async def list_secrets(self, tenant: str) -> api.SecretList: ...
+    async def set_secret(self, tenant: str, new: api.NewSecret) -> api.SecretView: ...
+    async def remove_secret(self, tenant: str, profile: str, name: str) -> None: ...
+    async def rotate_secrets(self) -> api.Rotated: ...
 
 
 class Offline:
     """The database of a server that does not run."""
 
-    def __init__(self, identities: Identities) -> None:
+    def __init__(self, identities: Identities, vault: Vault) -> None:
         self._identities = identities
+        self._vault = vault
 
     async def list_tenants(self) -> api.TenantList:
         return api.TenantList(tenants=[tenant_view(tenant) for tenant in self._identities.tenants()])
@@ -66,6 +78,20 @@ class Offline:
     async def revoke_key(self, tenant: str, key_id: str) -> None:
         await self._identities.revoke_key(tenant, key_id)
 
+    async def list_secrets(self, tenant: str) -> api.SecretList:
+        found = await self._vault.names(self._identities.tenant(tenant).tenant)
+        return api.SecretList(secrets=[secret_view(secret) for secret in found])
+
+    async def set_secret(self, tenant: str, new: api.NewSecret) -> api.SecretView:
+        owner = self._identities.tenant(tenant).tenant
+        return secret_view(await self._vault.set(owner, new.profile, new.name, new.value))
+
+    async def remove_secret(self, tenant: str, profile: str, name: str) -> None:
+        await self._vault.remove(self._identities.tenant(tenant).tenant, profile, name)
+
+    async def rotate_secrets(self) -> api.Rotated:
+        return api.Rotated(secrets=await self._vault.rotate())
+
 
 @asynccontextmanager
 async def an_admin(server: str | None, config: Config) -> AsyncIterator[Admin]:
@@ -79,7 +105,21 @@ async def an_admin(server: str | None, config: Config) -> AsyncIterator[Admin]:
     async with open_sqlite(data / "hermetic.db") as store:
         identities = Identities(store.identities, data.resolve())
         await identities.load()
-        yield Offline(identities)
+        act_for(OPERATOR)
+        yield Offline(identities, Vault(store.secrets, load_keys(config.secrets, os.environ)))
+
+
+def parse_quotas(texts: Sequence[str]) -> dict[str, float | None]:
+    """`turns_at_once=4`, `cost_per_day=none` → what a tenant's record has. Raises `ClientError`."""
+    quotas: dict[str, float | None] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            number = None if value == "none" else float(value)
+        except ValueError:
+            raise ClientError(f"{text[:80]!r} is not NAME=NUMBER", hint="Or NAME=none, for no limit.") from None
+        quotas[name] = int(number) if number is not None and number.is_integer() else number
+    return quotas
 
 
 def tenant_lines(tenants: Sequence[api.TenantView]) -> str:

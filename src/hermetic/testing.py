@@ -31,6 +31,7 @@ from hermetic.supervisor.store.interface import (
     Then,
     TurnRow,
     TurnSpec,
+    Writing,
     continuation,
 )
 from hermetic.supervisor.store.journal_rows import pack
@@ -66,6 +67,10 @@ class MemoryStore:
         self.usage = MemoryUsage(
             lambda tenant: sum(t.spec.tenant == tenant and t.state == "queued" for t in self._turns.values())
         )
+
+    @property
+    def writing(self) -> Writing:
+        return Writing()
 
     # --- journal ---------------------------------------------------------------------------------------------------
 

@@ -151,6 +151,8 @@ class LiveTurn:
         self._asked: dict[str, events.Approval | events.Clarify] = {}
         self._result: events.Result | events.Failed | None = None
         self._cause: Cause | None = None
+        self.ready_at: float | None = None
+        """When the child was ready for its Start."""
         self.first_event_at: float | None = None
         """When the journal had the child's first event after Ready."""
         self._redactor = Redactor([])
@@ -384,6 +386,7 @@ class LiveTurn:
 
     async def _send_start(self) -> None:
         assert self._start and self._spawned
+        self.ready_at = time.time()
         self.started = events.Started(
             turn_id=self.turn_id,
             session_id=self.spec.session_id,

@@ -184,6 +184,10 @@ class Sessions:
         if agent not in self._config.agents:
             known = ", ".join(sorted(self._config.agents))
             raise NotFound(f"there is no agent {agent[:80]!r}", hint=f"This server has: {known}.")
+        self.check_profile(profile)
+
+    def check_profile(self, profile: str) -> None:
+        """Raises `NotFound` unless the configuration has it."""
         if profile not in self._config.profiles:
             known = ", ".join(sorted(self._config.profiles))
             raise NotFound(f"there is no profile {profile[:80]!r}", hint=f"This server has: {known}.")

@@ -12,6 +12,7 @@ import os
 import secrets
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -38,7 +39,7 @@ from hermetic.protocol.sse import Cursor
 from hermetic.supervisor.acting import act, act_for
 from hermetic.supervisor.audit import Act
 from hermetic.supervisor.ballast import Ballast
-from hermetic.supervisor.config import Config, default_agent, show
+from hermetic.supervisor.config import Config, Quotas, default_agent, show
 from hermetic.supervisor.egress.model import open_upstream
 from hermetic.supervisor.egress.serve import Egress, egress_of, serve_egress
 from hermetic.supervisor.ending import BEFORE_START, BY_USER, SERVER_DIED, SERVER_STOPS, Ending, finish_of
@@ -49,6 +50,7 @@ from hermetic.supervisor.identities import Identities
 from hermetic.supervisor.identity import LOCAL, OPERATOR, Caller
 from hermetic.supervisor.ingest import Ingest
 from hermetic.supervisor.launchers import Launch, Launchers
+from hermetic.supervisor.metrics import Load, Metrics
 from hermetic.supervisor.redact import secret_values
 from hermetic.supervisor.run_turn import LiveTurn, Start
 from hermetic.supervisor.sealing import Sealing, open_sealing
@@ -70,6 +72,7 @@ from hermetic.supervisor.summary import (
     title_from,
     user_message,
 )
+from hermetic.supervisor.traces import open_tracer
 from hermetic.supervisor.turn import Phase
 from hermetic.supervisor.vault import Vault
 from hermetic.supervisor.webui_state import write_session_file
@@ -132,6 +135,10 @@ class Supervisor:
         self.sessions = Sessions(config, store, self.identities, self._ballast)
         self.vault = Vault(store.secrets, load_keys(config.secrets, server_environ))
         self._governor = Governor(config, self.identities)
+        self.metrics = Metrics(self._load)
+        self.readers_cut: Callable[[], int] = lambda: 0
+        """How many the web side has cut: it knows its connections."""
+        self._tracer = open_tracer(config.trace)
         self._refusals: tuple[float, int, int] = (-60.0, 0, 0)
         """The minute's begin, refused logins recorded in it, and those passed over since."""
         self._positions: dict[str, int] | None = None
@@ -385,7 +392,10 @@ class Supervisor:
 
     async def _run(self, live: LiveTurn) -> None:
         try:
+            if self._tracer:
+                self._nursery.start_soon(self._tracer.follow, live.spec, live.feed, self.store)
             await live.run()
+            self.metrics.turn_ended(live, live.state.name, live.spec.created_at, time.time())
             await self._write_webui_state(live.spec)
         except Exception:  # run() ends every turn; if it fails in that, the others go on all the same
             log.exception("turn_lost_hold", turn_id=live.turn_id)
@@ -656,6 +666,28 @@ class Supervisor:
             heartbeat_s=self.config.stream.heartbeat_s,
         )
 
+    def usage(self, tenant: str) -> tuple[Quotas, int, int]:
+        """→ its quotas, and its turns that run and that wait."""
+        own = {turn_id for turn_id, live in self._live.items() if live.spec.tenant == tenant}
+        return self._governor.quotas(tenant), len(own & self._running), len(own - self._running)
+
+    def _load(self) -> Load:
+        waiting, _ = self._queue()
+        now = time.time()
+        return Load(
+            states=Counter(live.state.name for live in self._live.values()),
+            oldest_wait_s=max((now - live.spec.created_at for live in waiting), default=0.0),
+            readers=sum(live.feed.readers for live in self._live.values()),
+            readers_cut=self.readers_cut(),
+            writing=self.store.writing,
+            seal_level=self.seal.level,
+            uptime_s=now - self.started_at,
+        )
+
+    async def close_traces(self) -> None:
+        if self._tracer:
+            await self._tracer.close()
+
     async def drain(self) -> None:
         """Takes no more turns, gives running ones `drain_s` to finish, then stops them. Queued ones stay queued.
 
@@ -784,6 +816,7 @@ async def open_supervisor(
         finally:
             with trio.CancelScope(shield=True):
                 await supervisor.drain()
+                await supervisor.close_traces()
             nursery.cancel_scope.cancel()
 
 

@@ -9,7 +9,7 @@ from quart_trio import QuartTrio
 from werkzeug.wrappers import Response as Redirect
 
 from hermetic.supervisor.supervisor import Supervisor
-from hermetic.web import admin, edge, login, problems, runner_api, seed_api, uploads, v1
+from hermetic.web import admin, edge, governance, login, problems, runner_api, seed_api, uploads, v1
 from hermetic.web.auth import NOBODY, Doorkeeper, caller
 from hermetic.web.stream import Exchange
 
@@ -33,6 +33,7 @@ def make_app(supervisor: Supervisor, *, loopback: bool) -> QuartTrio:
     app.before_request(door.admit)
     app.register_blueprint(login.blueprint(supervisor, door))
     app.register_blueprint(admin.blueprint(supervisor))
+    app.register_blueprint(governance.blueprint(supervisor))
     app.register_blueprint(v1.blueprint(supervisor))
     app.register_blueprint(runner_api.blueprint(supervisor))
     app.register_blueprint(seed_api.blueprint(supervisor))

@@ -27,6 +27,12 @@ KEY = "hermetic.connection"
 BROKEN = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 
 
+class Cuts:
+    """Connections of this process that were cut because their client did not read."""
+
+    count = 0
+
+
 class Connection(TCPServer):
     """`others`: all open connections of the server, for its end."""
 
@@ -79,6 +85,7 @@ class Connection(TCPServer):
                     self._sending.deadline = trio.current_time() + self._stall_s
                     await self.stream.send_all(view[at : at + PIECE_BYTES])
                 whole = True
+            Cuts.count += self._sending.cancelled_caught
             self._sending = None
         if not whole:
             self.abort()

@@ -53,6 +53,10 @@ class GroupCommit:
         self._waiting: dict[Write[Any], None] = {}
         self._writer_idle = trio.lowlevel.ParkingLot()
         self._closed = False
+        self.commit_s = 0.0
+        """Spent in commits."""
+        self._begun: float | None = None
+        """When the commit at hand began."""
 
     async def write(
         self, run: Callable[[], T], then: Callable[[T], None] | None = None, *, durable: bool, bytes: int = 0
@@ -101,11 +105,14 @@ class GroupCommit:
                 for _ in range(2):
                     await trio.lowlevel.checkpoint()
                 if batch := self._take():
+                    self._begun = trio.current_time()
                     try:
                         await trio.to_thread.run_sync(self._commit, batch, limiter=self._limiter)
                     except RuntimeError as error:  # no thread to be had: an agent has used up the host's processes
                         for write in batch:
                             write.result = outcome.Error(StorageError(f"nothing can be written now: {error}"))
+                    self.commit_s += trio.current_time() - self._begun
+                    self._begun = None
                     for write in batch:
                         trio.lowlevel.reschedule(write.task, _told(write))
 
@@ -120,6 +127,15 @@ class GroupCommit:
         for write in batch:
             del self._waiting[write]
         return batch
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def lag_s(self) -> float:
+        """How long the commit at hand has taken by now: nobody has waited longer for being in it."""
+        return 0.0 if self._begun is None else trio.current_time() - self._begun
 
     def close(self) -> None:
         """No more writes; those in line still happen."""

@@ -166,6 +166,17 @@ class Finish(Struct, frozen=True, kw_only=True):
     stderr: str | None = None
 
 
+class Writing(NamedTuple):
+    """How the store gets on with its writes."""
+
+    waiting: int = 0
+    lag_s: float = 0.0
+    """How long the oldest write at hand has taken by now."""
+    commits: int = 0
+    commit_s: float = 0.0
+    """Spent in all commits."""
+
+
 class EventLog(Protocol):
     async def append(
         self, turn_id: str, epoch: int, first_seq: int, records: Sequence[Record], then: Then | None = None
@@ -307,6 +318,9 @@ class Store(EventLog, TurnQueue, Control, SessionStore, Protocol):
     @property
     def identities(self) -> IdentityStore:
         """Who there is."""
+
+    @property
+    def writing(self) -> Writing: ...
 
     @property
     def audit(self) -> AuditLog:

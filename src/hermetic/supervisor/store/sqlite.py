@@ -38,6 +38,7 @@ from hermetic.supervisor.store.interface import (
     Then,
     TurnRow,
     TurnSpec,
+    Writing,
     continuation,
 )
 from hermetic.supervisor.store.journal_rows import pack, unpack
@@ -127,6 +128,10 @@ class SqliteStore:
     def commits(self) -> int:
         """Transactions committed so far: against the calls, how well they share."""
         return self._engine.commits
+
+    @property
+    def writing(self) -> Writing:
+        return Writing(self._writes.waiting, self._writes.lag_s, self._engine.commits, self._writes.commit_s)
 
     # --- journal ---------------------------------------------------------------------------------------------------
 
