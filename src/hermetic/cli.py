@@ -341,9 +341,13 @@ async def tenants_set(
     *,
     quota: Annotated[
         list[str] | None,
-        Parameter(help="NAME=NUMBER, a quota of its own, or NAME=none for no limit; repeat for more. They replace all."),
+        Parameter(
+            help="NAME=NUMBER, a quota of its own, or NAME=none for no limit; repeat for more. They replace all."
+        ),
     ] = None,
-    weight: Annotated[float | None, Parameter(help="Its share of places for turns, where others want them too.")] = None,
+    weight: Annotated[
+        float | None, Parameter(help="Its share of places for turns, where others want them too.")
+    ] = None,
     server: ServerUrl = None,
     config: ConfigFile = None,
     data: DataDir = None,
@@ -458,11 +462,14 @@ def audit_head(*, config: ConfigFile = None, data: DataDir = None) -> int:
 
 @audit_app.command(name="verify")
 def audit_verify(
-    exported: Annotated[Path | None, Parameter(help="What `hermetic audit export` printed, in place of a database.")] = None,
+    exported: Annotated[
+        Path | None, Parameter(help="What `hermetic audit export` printed, in place of a database.")
+    ] = None,
     /,
     *,
     head: Annotated[
-        list[str] | None, Parameter(help="SEQ:HASH that the log must have, from `hermetic audit head`; repeat for more.")
+        list[str] | None,
+        Parameter(help="SEQ:HASH that the log must have, from `hermetic audit head`; repeat for more."),
     ] = None,
     heads: Annotated[Path | None, Parameter(help="A file of heads, one a line.")] = None,
     config: ConfigFile = None,
