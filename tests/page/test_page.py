@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
-import hermetic.web
 import pytest
+
+import hermetic.web
 from hermetic.protocol import events
 
 HERE = Path(__file__).parent

@@ -366,6 +366,36 @@ class DrainingNotice(Event, frozen=True, tag="draining"):
     retry_ms: int
 
 
+class TurnEvent(Struct, frozen=True, kw_only=True):
+    """An event as it stands in the stream of all turns: what a turn said, and which turn it was."""
+
+    event: str
+    """The name of the event in `data`."""
+    turn_id: str
+    session_id: str
+    seq: int
+    """Its number in its turn, from 1 without a hole."""
+    data: ForwardedEvent | SupervisorEvent
+    """As in the turn's own stream."""
+
+
+class OpenTurn(Struct, frozen=True, kw_only=True):
+    """A turn that has not ended, for who begins to follow."""
+
+    session_id: str
+    snapshot: Snapshot
+
+
+class ResetAll(Event, frozen=True, tag="reset"):
+    """The first event of a stream of all turns, also of one whose cursor leads nowhere: throw away what you have of
+    turns that run, draw `turns`, and go on."""
+
+    reason: str
+    turns: list[OpenTurn]
+
+
+TenantEvent = TurnEvent | ResetAll | DrainingNotice
+"""What the stream of all turns has for data; TurnEvent under the name of the event in it."""
 StreamEvent = Reset | DrainingNotice
 ReaderEvent = ForwardedEvent | SupervisorEvent | StreamEvent
 """Everything that a reader can meet."""

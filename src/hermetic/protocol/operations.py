@@ -258,6 +258,27 @@ OPERATIONS: tuple[Operation, ...] = (
         },
     ),
     Operation(
+        method="get",
+        path="/v1/events",
+        operation_id="streamAllTurns",
+        summary="The events of all your turns in one stream",
+        detail=(
+            "Server-sent events under the names of a turn's own, each wrapped with its `turn_id`, `session_id` and `seq`. "
+            "Without a cursor it begins now, with a `reset` that has a snapshot of every turn that has not ended; so does "
+            "one whose cursor is not of this journal or too old. It never ends by itself, and is no reader in the sense of "
+            "a turn's `on_disconnect`."
+        ),
+        tag="turns",
+        query=(
+            Param("session_id", "Only this session's turns; may be given up to 100 times.", list[str]),
+            Param("after", "The id of the last event seen."),
+            Param("last_event_id", "The same, for clients that can set no header."),
+            Param("ping", "`1`: with each heartbeat a `ping` event whose data is `{}`.", Literal["0", "1"]),
+        ),
+        headers=(Param("Last-Event-ID", "What an EventSource sends when it reconnects."),),
+        answers={200: Answer(says="The stream.", contents=(Content(events.TenantEvent, EVENT_STREAM),))},
+    ),
+    Operation(
         method="post",
         path="/v1/turns/{turn_id}/cancel",
         operation_id="cancelTurn",

@@ -48,6 +48,7 @@ def openapi(operations: Iterable[Operation] = OPERATIONS) -> Json:
     """
     operations = tuple(operations)
     named: dict[str, Any] = {"Problem": api.Problem, "ReaderEvent": events.ReaderEvent}
+    named |= {kind.__name__: kind for kind in get_args(events.TenantEvent)}
     for operation in operations:
         for kind in (operation.request, *(c.kind for answer in operation.answers.values() for c in answer.contents)):
             if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
@@ -127,10 +128,14 @@ def _answer(answer: Answer) -> Json:
 
 def _content(content: Content) -> Json:
     if content.media_type == EVENT_STREAM:
-        return {
-            "schema": {"$ref": "#/components/schemas/ReaderEvent"},
-            "x-sse-events": {tag_of(kind): _reference(kind) for kind in get_args(content.kind)},
-        }
+        if content.kind == events.TenantEvent:
+            names: dict[str, Any] = {tag_of(kind): events.TurnEvent for kind in get_args(events.JournalEvent)}
+            names |= {tag_of(kind): kind for kind in (events.ResetAll, events.DrainingNotice)}
+            schema: Json = {"anyOf": [_reference(kind) for kind in get_args(content.kind)]}
+        else:
+            names = {tag_of(kind): kind for kind in get_args(content.kind)}
+            schema = {"$ref": "#/components/schemas/ReaderEvent"}
+        return {"schema": schema, "x-sse-events": {name: _reference(kind) for name, kind in names.items()}}
     if content.kind is None:
         return {"schema": {"type": "string"}} if content.media_type.startswith("text/") else {}
     return {"schema": _reference(content.kind)}

@@ -70,11 +70,11 @@ class Governor:
             used = await trio.to_thread.run_sync(_disk_used, self._identities, tenant, quotas.disk_bytes)
         return admission(quotas, time.time(), disk_used=used)
 
-    def check_streams(self, tenant: str, live: Iterable[Turn]) -> None:
+    def check_streams(self, tenant: str, live: Iterable[Turn], *, more: int = 0) -> None:
         """Before one more is opened. Streams of turns that have ended do not count: they end by themselves."""
         quotas = self.quotas(tenant)
         if quotas.streams is not None:
-            check_streams(quotas, sum(turn.feed.readers for turn in live if turn.spec.tenant == tenant))
+            check_streams(quotas, more + sum(turn.feed.readers for turn in live if turn.spec.tenant == tenant))
 
     # --- the queue -------------------------------------------------------------------------------------------------
 

@@ -19,12 +19,16 @@ from typing import Protocol, Self
 import trio
 
 from hermetic.protocol.sse import sse_frame
-from hermetic.supervisor.store.interface import Entry, EventLog
+from hermetic.supervisor.store.interface import Entry, EventLog, Place
 
 READ_BYTES_MAX = 64 << 10
 """What one read gives at most: a socket's usual send buffer, so that one read is one write."""
 TICKS = 32
 """Of the pulse in one heartbeat: so that the heartbeats of ten thousand readers do not all fall into one moment."""
+
+
+Sessions = frozenset[str] | None
+"""The sessions whose turns a reader follows; None: all."""
 
 
 class Parked(Protocol):
@@ -108,6 +112,8 @@ class Feed:
 class Reader:
     """A cursor into one turn. Use as `with`: the feed counts its readers."""
 
+    endless = False
+
     def __init__(self, turn_id: str, after: int, feed: Feed | None, log: EventLog) -> None:
         self.turn_id = turn_id
         self.seq = after
@@ -129,6 +135,15 @@ class Reader:
     def cursor(self) -> str:
         """The id of the last event that was given out."""
         return f"{self.turn_id}:{self.seq}"
+
+    def park(self, parked: Parked) -> None:
+        """Only when caught up."""
+        assert self.feed
+        self.feed.park(parked)
+
+    def unpark(self, parked: Parked) -> None:
+        if self.feed:
+            self.feed.unpark(parked)
 
     def caught_up(self) -> bool:
         """Nothing is there that was not given out, and more will come."""
@@ -152,6 +167,130 @@ class Reader:
                 return b""
             self.seq = entries[-1].seq
             return b"".join(sse_frame(f"{self.turn_id}:{e.seq}", e.name, e.data) for e in entries)
+
+
+class TenantFeed:
+    """What all turns of a tenant say, in the order of its journal, while anybody follows it.
+
+    Like a `Feed` with positions for numbers; a reader of some sessions passes over the others' events.
+    """
+
+    def __init__(self, name: str, position: int, *, ring_bytes: int, ring_events: int) -> None:
+        self.name = name
+        """The first half of its cursors: another tenant's, or another database's, have another."""
+        self.position = position
+        self.readers = 0
+        self._ring: deque[tuple[int, str, bytes]] = deque()
+        self._ring_from = position
+        """What comes after this position is in the ring."""
+        self._held = 0
+        self._ring_bytes = ring_bytes
+        self._ring_events = ring_events
+        self._parked: dict[Parked, Sessions] = {}
+
+    def publish(self, turn_id: str, session_id: str, entries: Sequence[Entry], position: int) -> None:
+        """The journal has these, the last of them at `position`."""
+        self.position = position
+        if not self.readers:
+            self._ring.clear()
+            self._held, self._ring_from = 0, position
+            return
+        first = position - len(entries) + 1
+        news = [
+            (at, session_id, tenant_frame(self.name, Place(at, turn_id, session_id, entry)))
+            for at, entry in enumerate(entries, first)
+        ]
+        self._ring.extend(news)
+        self._held += sum(len(frame) for _, _, frame in news)
+        while self._ring and (len(self._ring) > self._ring_events or self._held > self._ring_bytes):
+            self._ring_from, _, frame = self._ring.popleft()
+            self._held -= len(frame)
+        data = b"".join(frame for _, _, frame in news)
+        for parked in [
+            parked
+            for parked, sessions in self._parked.items()
+            if not parked.take(data if sessions is None or session_id in sessions else b"", position)
+        ]:
+            del self._parked[parked]
+
+    def park(self, parked: Parked, sessions: Sessions) -> None:
+        self._parked[parked] = sessions
+
+    def unpark(self, parked: Parked) -> None:
+        self._parked.pop(parked, None)
+
+    def since(self, position: int, sessions: Sessions) -> tuple[bytes, int] | None:
+        """Frames after `position`, about READ_BYTES_MAX of them, and how far they reach; None when it left the ring."""
+        if position < self._ring_from:
+            return None
+        missed = []
+        for news in reversed(self._ring):
+            if news[0] <= position:
+                break
+            missed.append(news)
+        frames: list[bytes] = []
+        held = 0
+        for at, session_id, frame in reversed(missed):
+            if sessions is None or session_id in sessions:
+                frames.append(frame)
+                held += len(frame)
+                if held >= READ_BYTES_MAX:
+                    return b"".join(frames), at
+        return b"".join(frames), self.position
+
+
+class TenantReader:
+    """A cursor into a tenant's journal; `sessions`: only theirs. Use as `with`."""
+
+    endless = True
+
+    def __init__(self, tenant: str, after: int, feed: TenantFeed, log: EventLog, sessions: Sessions) -> None:
+        self.tenant = tenant
+        self.seq = after
+        """The position up to which everything was given out, or passed over."""
+        self.feed = feed
+        self._log = log
+        self._sessions = sessions
+
+    def __enter__(self) -> Self:
+        self.feed.readers += 1
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.feed.readers -= 1
+
+    @property
+    def cursor(self) -> str:
+        return f"{self.feed.name}:{self.seq}"
+
+    def caught_up(self) -> bool:
+        return self.seq == self.feed.position
+
+    def park(self, parked: Parked) -> None:
+        self.feed.park(parked, self._sessions)
+
+    def unpark(self, parked: Parked) -> None:
+        self.feed.unpark(parked)
+
+    async def read(self) -> bytes:
+        """Whole SSE events; empty when there were none for this reader in what was looked through."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if (found := self.feed.since(self.seq, self._sessions)) is not None:
+            data, self.seq = found
+            return data
+        places, self.seq = await self._log.read_tenant(
+            self.tenant, self.seq, self.feed.position, sessions=self._sessions, bytes_max=READ_BYTES_MAX
+        )
+        return b"".join(tenant_frame(self.feed.name, place) for place in places)
+
+
+def tenant_frame(feed: str, place: Place) -> bytes:
+    """One event with whose it is, as `TurnEvent` says."""
+    at, turn_id, session_id, (seq, name, data) = place
+    whose = b'{"event":"%b","turn_id":"%b","session_id":"%b","seq":%d,"data":' % (
+        name.encode(), turn_id.encode(), session_id.encode(), seq
+    )  # fmt: skip  # names and ids are plain (journal_rows.pack, SESSION_ID)
+    return sse_frame(f"{feed}:{at}", name, whose + data + b"}")
 
 
 class Beating(Protocol):

@@ -106,6 +106,7 @@ class LiveTurn:
         is_free: Callable[[str], Awaitable[bool]],
         launchers: Launchers,
         sealing: Sealing,
+        on_said: Callable[[LiveTurn, list[Entry], int], None] = lambda live, entries, position: None,
         ingest: Ingest | None = None,
         last_seq: int = 0,
     ) -> None:
@@ -135,6 +136,7 @@ class LiveTurn:
         self._is_free = is_free
         self._launchers = launchers
         self._sealing = sealing
+        self._on_said = on_said
         self._receive = ingest.receive if ingest else _receive
         self._lock = trio.Lock()
         self._nursery: trio.Nursery | None = None
@@ -709,20 +711,21 @@ class LiveTurn:
             append = self._store.append_durable if done is None else partial(self._store.append_durable, act=done)
         try:
             with trio.CancelScope(shield=True):
-                await append(self.turn_id, self.epoch, first_seq, records)
+                await append(self.turn_id, self.epoch, first_seq, records, partial(self._publish, first_seq, records))
         except (StorageError, Fenced) as error:
             if isinstance(error, StorageError):
                 self._on_storage_error()
             self._cause = self._cause or cause_of(error)
             await self._happen(What.ABORT, "failed")
             return False
-        self._publish(first_seq, records)
         return True
 
-    def _publish(self, first_seq: int, records: list[Record], *, last: bool = False) -> None:
+    def _publish(self, first_seq: int, records: list[Record], position: int, *, last: bool = False) -> None:
+        """In the moment in which the journal has them, and in its order (store/interface.py, `Then`)."""
         entries = [Entry(first_seq + n, name, data) for n, (name, data) in enumerate(records)]
         for entry in entries:
             self.fold.feed(entry)
+        self._on_said(self, entries, position)
         self.feed.publish(entries, last=last)
 
     # --- the end --------------------------------------------------------------------------------------------------
@@ -783,11 +786,16 @@ class LiveTurn:
             known = msgspec.structs.replace(known, earlier=messages[: index_of_turn(messages, self.turn_id) + 1])
         row = await self._store.session(self.spec.tenant, self.spec.session_id)
         end = finish_of(known, row, self._limits, time.time(), brief=brief)
-        await self._store.finish(end)
-        if end.continue_as is not None:  # no checkpoint since the store has it
-            self._on_continued(self.spec.session_id, end.continue_as)
-        self._asked.clear()
-        self._publish(end.first_seq, end.records, last=True)
+
+        def ended(position: int) -> None:
+            if end.continue_as is not None:
+                self._on_continued(self.spec.session_id, end.continue_as)
+            self._asked.clear()
+            self.state = TurnState(Phase.ENDED, verdict)  # before a reader can hear of it
+            self.ended.set()
+            self._publish(end.first_seq, end.records, position, last=True)
+
+        await self._store.finish(end, ended)
 
 
 async def _receive(stream: trio.abc.ReceiveStream, bytes_max: int) -> bytes:

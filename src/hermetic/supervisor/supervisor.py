@@ -45,7 +45,7 @@ from hermetic.supervisor.egress.serve import Egress, egress_of, serve_egress
 from hermetic.supervisor.ending import BEFORE_START, BY_USER, SERVER_DIED, SERVER_STOPS, Ending, finish_of
 from hermetic.supervisor.environment import base_environment, turn_environment
 from hermetic.supervisor.governor import Governor
-from hermetic.supervisor.hub import Pulse, Reader
+from hermetic.supervisor.hub import Pulse, Reader, TenantFeed, TenantReader
 from hermetic.supervisor.identities import Identities
 from hermetic.supervisor.identity import LOCAL, OPERATOR, Caller
 from hermetic.supervisor.ingest import Ingest
@@ -88,6 +88,8 @@ RETRY_CONTINUED = 5
 """Tries to enqueue; each found that the session had gone on under another id, which takes a whole turn."""
 REFUSALS_PER_MINUTE = 60
 """Refused logins in the audit log. Each is a write with an fsync, and anybody on the network can cause them."""
+REPLAY_MAX = 100_000
+"""Events of a tenant that a reader of all turns may be behind: some seconds of reading. Beyond, snapshots are quicker."""
 STOP_S = 15.0
 """From the end of a turn's grace to its end, in a drain: killing, reaping and the last write take some seconds at worst."""
 
@@ -112,6 +114,7 @@ class Supervisor:
         self.seal = sealing.seal
         self.draining = trio.Event()
         self.pulse = Pulse(config.stream.heartbeat_s)
+        self._tenant_feeds: dict[str, TenantFeed] = {}
         self.ingest = Ingest(config.stream.window_s)
         self.started_at = time.time()
         self._nursery = nursery
@@ -354,6 +357,7 @@ class Supervisor:
             is_free=partial(self.sessions.is_free, row.spec.tenant),
             launchers=self.launchers,
             sealing=self.sealing,
+            on_said=self._said,
             ingest=self.ingest,
             last_seq=row.last_seq,
         )
@@ -574,6 +578,57 @@ class Supervisor:
         """Until all that follows a turn's end is done, the web UI's file included."""
         if (settled := self._settled.get(turn_id)) is not None:
             await settled.wait()
+
+    async def tenant_reader(
+        self, cursor: str | None, *, by: Caller, sessions: frozenset[str] | None = None
+    ) -> tuple[TenantReader, events.ResetAll | None]:
+        """A reader of all the caller's turns after `cursor`, an id that such a reader has given out. Any other, or none
+        at all, gives a `ResetAll` with a snapshot of each turn that has not ended, and a reader after it."""
+        tenant = by.tenant
+        feed = await self._tenant_feed(tenant)
+        self._governor.check_streams(tenant, self._live.values(), more=feed.readers)
+        name, _, text = (cursor or "").partition(":")
+        after = int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else -1
+        if name == feed.name and feed.position - REPLAY_MAX <= after <= feed.position and after >= 0:
+            return TenantReader(tenant, after, feed, self.store, sessions), None
+        if not cursor:
+            reason = "this is where it begins"
+        elif name != feed.name or not 0 <= after <= feed.position:
+            reason = "the cursor is not one that this stream has given out"
+        else:
+            reason = f"more than {REPLAY_MAX} events have been since"
+        turns = [
+            events.OpenTurn(session_id=live.spec.session_id, snapshot=live.fold.snapshot(live.turn_id, live.state.name))
+            for live in self._live.values()
+            if live.spec.tenant == tenant
+            and live.state.phase is not Phase.ENDED
+            and (sessions is None or live.spec.session_id in sessions)
+        ]
+        reader = TenantReader(tenant, feed.position, feed, self.store, sessions)
+        return reader, events.ResetAll(reason=reason, turns=turns)
+
+    async def _tenant_feed(self, tenant: str) -> TenantFeed:
+        if tenant not in self._tenant_feeds:
+            name = hashlib.sha256(f"{await self.store.name()} {tenant}".encode()).hexdigest()[:12]
+            settings = self.config.stream
+
+            def make(position: int) -> None:
+                """In line with the appends: what comes later is published to it, what came earlier is behind it."""
+                if tenant not in self._tenant_feeds:
+                    self._tenant_feeds[tenant] = TenantFeed(
+                        name, position, ring_bytes=settings.ring_bytes, ring_events=settings.ring_events
+                    )
+
+            await self.store.position(tenant, make)
+        return self._tenant_feeds[tenant]
+
+    def _said(self, live: LiveTurn, entries: list[Entry], position: int) -> None:
+        if feed := self._tenant_feeds.get(live.spec.tenant):
+            feed.publish(live.turn_id, live.spec.session_id, entries, position)
+
+    def outlives_drain(self, reader: Reader | TenantReader) -> bool:
+        """What it follows goes on after this server: a turn that waits, or all turns."""
+        return isinstance(reader, TenantReader) or self.is_queued(reader.turn_id)
 
     async def left(self, reader: Reader) -> None:
         """A reader has gone; a turn that was to be cancelled with its last reader is.

@@ -17,9 +17,9 @@ from quart import Response, request
 from quart.utils import encode_headers
 from quart_trio.asgi import TrioASGIHTTPConnection
 
-from hermetic.protocol.events import DrainingNotice, Reset, encode
+from hermetic.protocol.events import DrainingNotice, Reset, ResetAll, encode
 from hermetic.protocol.sse import HEARTBEAT, Cursor, parse_cursor, sse_frame
-from hermetic.supervisor.hub import Reader
+from hermetic.supervisor.hub import Reader, TenantReader
 from hermetic.supervisor.supervisor import Supervisor
 from hermetic.web.auth import caller
 from hermetic.web.direct import Direct, bound_send_buffer, direct
@@ -71,6 +71,25 @@ async def turn_stream(
     return _without_body(StreamResponse(Stream(supervisor, reader, reset, ping=ping, rewrite=rewrite)))
 
 
+async def tenant_stream(
+    supervisor: Supervisor, said: Iterable[str | None], *, sessions: frozenset[str] | None, ping: bool
+) -> Response:
+    """The stream of all the caller's turns."""
+    texts = [text for text in said if text]
+    reader, reset = await supervisor.tenant_reader(
+        max(texts, key=_position, default=None), by=caller(), sessions=sessions
+    )
+    if request.method == "HEAD":
+        return _without_body(Response(b"", 200, HEADERS))
+    return _without_body(StreamResponse(Stream(supervisor, reader, reset, ping=ping, rewrite=None)))
+
+
+def _position(text: str) -> int:
+    """The farthest cursor counts, for the reason that `cursor_of` has."""
+    cursor = parse_cursor(text, "")
+    return -1 if cursor is None else cursor.seq
+
+
 def _without_body(response: Response) -> Response:
     """A 204, and a stream, have no length that could be named (RFC 9110, 8.6); Quart names one."""
     del response.headers["Content-Length"]
@@ -116,7 +135,13 @@ class Stream:
     """One reader's open response."""
 
     def __init__(
-        self, supervisor: Supervisor, reader: Reader, reset: Reset | None, *, ping: bool, rewrite: Rewrite | None
+        self,
+        supervisor: Supervisor,
+        reader: Reader | TenantReader,
+        reset: Reset | ResetAll | None,
+        *,
+        ping: bool,
+        rewrite: Rewrite | None,
     ) -> None:
         self._supervisor = supervisor
         self._settings = supervisor.config.stream
@@ -126,7 +151,7 @@ class Stream:
         self._ping = ping
         self._rewrite = rewrite
         self._retry = b"retry: %d\n" % self._settings.retry_ms  # rides in the first event: alone it would be a phantom
-        self._queued = supervisor.is_queued(reader.turn_id)
+        self._outlives = supervisor.outlives_drain(reader)
         self._direct: Direct | None = None
         self._parked: trio.CancelScope | None = None
         self._beat_due = False
@@ -143,8 +168,9 @@ class Stream:
                     if await self._follow(receive, send):
                         await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
-            with trio.CancelScope(shield=True):
-                await self._supervisor.left(self._reader)
+            if isinstance(self._reader, Reader):
+                with trio.CancelScope(shield=True):
+                    await self._supervisor.left(self._reader)
 
     async def _follow(self, receive: Receive, send: Send) -> bool:
         """True: everything has been sent. False: the client has hung up."""
@@ -169,15 +195,17 @@ class Stream:
         if self._reset is not None:
             event, self._reset = sse_frame(self._reader.cursor, "reset", encode(self._reset)), None
             return self._first(event)
-        if not self._reader.caught_up():
+        while not self._reader.caught_up():
             data = await self._reader.read()
+            if not data and self._reader.endless:
+                continue  # what there was is not for this reader
             if self._rewrite is not None:
                 data = await self._rewrite(data)
-            self._queued = self._queued and self._supervisor.is_queued(self._reader.turn_id)
+            self._outlives = self._outlives and self._supervisor.outlives_drain(self._reader)
             return data and self._first(data)
-        # Only a queued turn outlives the server's drain; the others end, and their readers are told so.
-        if self._queued and self._supervisor.draining.is_set():
-            self._queued = False  # said once; the stream stays open until the server cuts it
+        # A turn that runs ends in the server's drain, and its readers are told so.
+        if self._outlives and self._supervisor.draining.is_set():
+            self._outlives = False  # said once; the stream stays open until the server cuts it
             self._retry = b""
             return _draining(self._reader, self._settings.retry_ms)
         if self._beat_due:
@@ -198,14 +226,13 @@ class Stream:
 
     async def _park(self, receive: Receive) -> bool:
         """Until there is something that this task must do. True: the client has hung up."""
-        assert self._reader.feed
         self._parked = trio.CancelScope()
-        self._reader.feed.park(self)
+        self._reader.park(self)
         try:
             if await _hung_up(receive, self._parked):
                 return True
         finally:
-            self._reader.feed.unpark(self)
+            self._reader.unpark(self)
             self._parked = None
         if self._direct is not None:
             await self._direct.flush()
@@ -216,7 +243,11 @@ class Stream:
             self._parked.cancel()
 
     def take(self, data: bytes, seq: int) -> bool:
-        if self._direct is None or self._retry or self._queued or not self._direct.send(data):
+        if not data:
+            self._reader.seq = seq  # passed over
+            return True
+        by_task = self._retry or (self._outlives and not self._reader.endless)  # it has more to say, or to look after
+        if by_task or self._direct is None or not self._direct.send(data):
             self.wake()
             return False
         self._reader.seq = seq
@@ -242,7 +273,7 @@ async def _hung_up(receive: Receive, until: trio.CancelScope) -> bool:
     return False
 
 
-def _draining(reader: Reader, retry_ms: int) -> bytes:
+def _draining(reader: Reader | TenantReader, retry_ms: int) -> bytes:
     """Come back later, with the same cursor. Jittered: not all readers at once on a server that has just started. The
     body does not end after it, it is cut: after a clean end some clients stay away."""
     retry_ms = int(retry_ms * random.uniform(1, 3))

@@ -14,11 +14,15 @@ from hermetic.protocol.errors import ClientError, NotFound, TooLarge, Unsupporte
 from hermetic.supervisor.summary import markdown_export
 from hermetic.supervisor.supervisor import Supervisor
 from hermetic.web.auth import caller
-from hermetic.web.stream import turn_stream
+from hermetic.web.stream import tenant_stream, turn_stream
 
 T = TypeVar("T")
 PAGE_MAX = 200
 """Sessions or hits in one answer."""
+
+
+SESSIONS_MAX = 100
+"""Sessions that one stream picks out: more than a page shows."""
 
 
 def json_response(value: object, status: int = 200) -> Response:
@@ -177,6 +181,15 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
         args = request.args
         said = (args.get("after"), args.get("last_event_id"), request.headers.get("Last-Event-ID"))
         return await turn_stream(supervisor, turn_id, said, ping=args.get("ping") in ("1", "true"))
+
+    @v1.get("/v1/events")
+    async def all_events() -> Response:
+        args = request.args
+        said = (args.get("after"), args.get("last_event_id"), request.headers.get("Last-Event-ID"))
+        sessions = frozenset(args.getlist("session_id"))
+        if len(sessions) > SESSIONS_MAX:
+            raise ClientError(f"?session_id= more than {SESSIONS_MAX} times", hint="Leave it out to follow all.")
+        return await tenant_stream(supervisor, said, sessions=sessions or None, ping=args.get("ping") in ("1", "true"))
 
     @v1.post("/v1/turns/<turn_id>/cancel")
     async def cancel(turn_id: str) -> Response:
