@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 HERMES := .cache/hermes-venv
 NPM_LOCKS := $(wildcard tests/*/package-lock.json)
 
-.PHONY: help run test lint docs vendor bench clients clean
+.PHONY: help run test lint docs vendor screenshots bench clients clean
 
 help:
 	@echo 'make run     start the server; ARGS="--bind 127.0.0.1:8000" passes options on'
@@ -15,6 +15,7 @@ help:
 	@echo 'make lint    style, types and import contracts'
 	@echo 'make docs    write the generated parts of docs/ again'
 	@echo 'make vendor  fetch the libraries of the page again (needs npm)'
+	@echo 'make screenshots  take the pictures of docs/screenshots/ again'
 	@echo 'make bench   run the measurements'
 	@echo 'make clean   remove everything that these commands made, but not $(DATA)'
 
@@ -36,6 +37,9 @@ docs: $(VENV)/work.stamp
 
 vendor: | $(BIN)/python
 	$(BIN)/python scripts/vendor.py
+
+screenshots: $(VENV)/work.stamp clients
+	HERMETIC_SCREENSHOTS=$(CURDIR)/docs/screenshots $(BIN)/python -m pytest -q tests/page -k pictures
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python -m bench $(ARGS)

@@ -387,6 +387,46 @@ const SCENARIOS = {
     assert.equal(await violations(page), "");
   },
 
+  async many_turns_run_at_once_and_the_list_tells_how_each_stands(page) {
+    await say(page, "count to 300 slowly");
+    await seen(page, "3");
+    const first = page.url();
+    await page.click("#new");
+    await say(page, "run echo hi");
+    await page.locator(".prompt").waitFor();
+    await page.click("#new");
+    await say(page, "say third");
+    await seen(page, "third");
+    await page.locator("#sessions li", { hasText: "run echo hi" }).locator(".state", { hasText: "waits for you" }).waitFor();
+    const running = page.locator("#sessions li", { hasText: "count to 300" });
+    await running.locator(".state", { hasText: "running" }).waitFor();
+    await running.getByRole("link").click();
+    await seen(page, "1 2 3");
+    assert.equal(page.url(), first);
+    await page.click("#stop");
+    await page.locator(".verdict.cancelled").waitFor();
+    await page.locator("#sessions li", { hasText: "run echo hi" }).getByRole("link").click();
+    await page.click('[data-choice="once"]');
+    await idle(page);
+    assert.match(await page.locator(".turn").last().textContent(), /allowed once/);
+  },
+
+  async a_turn_that_waits_says_its_place_in_the_queue(page) {
+    await page.evaluate(async () => {
+      for (let i = 0; i < 4; i++) {
+        const post = async (path, body) => (await fetch(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) })).json();
+        const { session_id: sid } = await post("v1/sessions", {});
+        await post(`v1/sessions/${sid}/turns`, { message: "count to 300 slowly" });
+      }
+    });
+    await say(page, "say at last");
+    await page.locator("#status", { hasText: "Queued: next to start." }).waitFor();
+    await page.locator("#sessions .state.queued").waitFor();
+    await page.click("#stop");
+    await page.locator(".verdict.cancelled").waitFor();
+    await idle(page);
+  },
+
   async the_hosts_page_shows_what_runs(page, context) {
     await say(page, "count to 300 slowly");
     await seen(page, "3");

@@ -92,9 +92,14 @@ def lines(turn: Turn) -> None:
         if number % 500 == 0:
             turn.token({1: "\n", 2: "\n```python\n", 3: "\n| line | of |\n| --- | --- |\n", 4: "\n"}.get(kind, "\n"))
         turn.token(
-            ("line {0} of a long answer that wraps on a phone", "- line {0} with **bold** words", "line_{0} = {0}")[kind].format(number) + "\n"
+            ("line {0} of a long answer that wraps on a phone", "- line {0} with **bold** words", "line_{0} = {0}")[
+                kind
+            ].format(number)
+            + "\n"
             if kind < 3
-            else f"| line {number} | a table |\n" if kind == 3 else f"> line {number} that is quoted\n"
+            else f"| line {number} | a table |\n"
+            if kind == 3
+            else f"> line {number} that is quoted\n"
         )
         number += 1
         if kind == 2 and number % 500 == 0:

@@ -25,13 +25,20 @@ SCREENSHOTS = os.environ.get("HERMETIC_SCREENSHOTS")
 
 SCENARIOS = re.findall(r"^  async (\w+)\(", (HERE / "page.mjs").read_text(encoding="utf-8"), re.MULTILINE)
 WITH_RESTARTS = {"a_killed_server_loses_nothing", "a_drained_server_says_so_and_comes_back"}
-DEMO = {"a_turn_streams", "an_approval_is_answered_by_click", "stop_keeps_what_was_said", "files_are_attached_by_choosing_dropping_and_pasting"}
+DEMO = {
+    "a_turn_streams",
+    "an_approval_is_answered_by_click",
+    "stop_keeps_what_was_said",
+    "files_are_attached_by_choosing_dropping_and_pasting",
+}
 """These also run with the agent that a new user meets: the demo."""
 
 CONFIG = f"""
 default_agent = "scripted"
 [server]
 upload_bytes_max = 100000
+[turns]
+concurrent_max = 4
 [limits]
 message_bytes_max = 4000
 [agents.scripted]
@@ -64,7 +71,9 @@ class Server:
         bind = self.url.removeprefix("http://") or "127.0.0.1:0"
         command = [sys.executable, "-m", "hermetic", "serve", "--bind", bind, "--data", str(self.folder / "data")]
         self.process = subprocess.Popen(
-            [*command, "--config", str(self.folder / "hermetic.toml")], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            [*command, "--config", str(self.folder / "hermetic.toml")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
         )
         assert self.process.stdout is not None
         for line in self.process.stdout:

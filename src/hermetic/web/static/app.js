@@ -401,7 +401,7 @@ function mayDo({ egress = [], model_api: model = false }) {
   if (hostLevel < 2) return "Works in the workspace, with the files and the network of the server's user.";
   const reach = [model ? "its model" : "", ...egress].filter(Boolean);
   const shown = reach.length > 4 ? [...reach.slice(0, 3), `${reach.length - 3} more hosts`] : reach;
-  return `Reads and writes the workspace and nothing else. ${reach.length ? `Reaches ${shown.join(", ")}.` : "No network."}`;
+  return `Reads and writes the workspace, and sees nothing else of this host. ${reach.length ? `Reaches ${shown.join(", ")}.` : "No network."}`;
 }
 
 // Who the server takes this browser for, and the way out.

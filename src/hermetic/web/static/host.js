@@ -63,7 +63,7 @@ export class HostPage {
 
   draw(health, turns) {
     const { active_turns: running, queued_turns: queued, sessions, uptime_s: uptime, version, status, seal } = health;
-    const fact = (value, label) => h("div", { class: "fact" }, h("dd", {}, value), h("dt", {}, label));
+    const fact = (value, label) => h("div", { class: "fact" }, h("dt", {}, label), h("dd", {}, value));
     $("host-facts").replaceChildren(fact(String(running), running === 1 ? "turn runs" : "turns run"), fact(String(queued), "in the queue"),
       fact(sessions.toLocaleString(), sessions === 1 ? "session" : "sessions"), fact(span(uptime), "up"), fact(version, "version"));
     $("drain").disabled = status === "draining";

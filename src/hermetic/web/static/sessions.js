@@ -61,7 +61,10 @@ export class SessionList {
     const question = this.question();
     try {
       const answer = await api.sessions(question);
+      // What runs, waits for a person or for its place: the page follows only the open session itself.
+      const live = answer.sessions.some((s) => s.active_turn_id) ? (await api.hostTurns(1)).turns : [];
       if (round !== this.round) return;
+      this.states = new Map(live.filter((turn) => !turn.ended).map((turn) => [turn.turn_id, turn.state]));
       showProblem($("list-problem"), null);
       if (!this.older.length) this.nextBefore = answer.next_before ?? null;
       this.draw(answer.sessions, question);
