@@ -30,6 +30,9 @@ reaches the interpreter's recursion limit, but that limit counts the caller's st
 value that was decoded here could be too deep to be encoded again where the stack is deeper."""
 
 T = TypeVar("T")
+_EVENTS = msgspec.json.Decoder(events.ChildEvent)
+_COMMANDS = msgspec.json.Decoder(commands.AnyCommand)
+"""Made once: making the larger one takes as long as decoding a hundred events."""
 _CONTROL = re.compile(rb"[\x00-\x09\x0b-\x1f]")
 
 
@@ -143,12 +146,12 @@ def _nests_deeper_than(levels: int, messages: list[dict[str, Any]]) -> bool:
 
 def event_decoder(frame_bytes_max: int = FRAME_BYTES_MAX) -> FrameDecoder[events.ChildEvent]:
     """For the supervisor's end of the event stream."""
-    return FrameDecoder(msgspec.json.Decoder(events.ChildEvent), frame_bytes_max)
+    return FrameDecoder(_EVENTS, frame_bytes_max)
 
 
 def command_decoder(frame_bytes_max: int) -> FrameDecoder[commands.AnyCommand]:
     """For the child's end of the command stream."""
-    return FrameDecoder(msgspec.json.Decoder(commands.AnyCommand), frame_bytes_max)
+    return FrameDecoder(_COMMANDS, frame_bytes_max)
 
 
 def frame(message: events.Event | commands.Command) -> bytes:

@@ -1,8 +1,8 @@
 """Namespaces: the init of a turn is born into all of them by one system call.
 
 `unshare` and fork would need two processes and would change the launcher, which must fork the next turn from where it
-is. So the launcher forks by clone(2) with the namespaces' flags and tells the interpreter before and after, as os.fork
-does. (clone3 could not do more for us, and the system call filters of common containers refuse it.)
+is. So the launcher forks by clone(2) with the namespaces' flags; it has one thread, so that nothing in the interpreter
+can be half done. (clone3 could not do more for us, and the system call filters of common containers refuse it.)
 
 libc does not learn of this fork: its note of the first thread's id stays the launcher's. The agent, which may start
 threads, is forked from init by os.fork, which sets it right; init has one thread and asks nothing that needs it.
@@ -13,7 +13,6 @@ namespace must be entered in the same call, since it owns the others.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import signal
@@ -82,15 +81,6 @@ def _flags(names: list[str]) -> int:
 
 
 def _fork(flags: int) -> int:
-    python = ctypes.pythonapi
-    python.PyOS_BeforeFork()
-    try:
-        pid = syscalls.call(syscalls.CLONE, flags | signal.SIGCHLD, 0, 0, 0, 0)
-    except OSError:
-        python.PyOS_AfterFork_Parent()
-        raise
-    if pid == 0:
-        python.PyOS_AfterFork_Child()
-    else:
-        python.PyOS_AfterFork_Parent()
-    return pid
+    """Without the hooks that os.fork runs: they make threads, `random` and logging right in a child, which costs it a
+    third of its start, and init uses none of these. The agent is forked from init by os.fork, which runs them all."""
+    return syscalls.call(syscalls.CLONE, flags | signal.SIGCHLD, 0, 0, 0, 0)
