@@ -24,8 +24,8 @@ import ipaddress
 import random
 import uuid
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
-from typing import Any, NamedTuple, Self, TypeVar, get_args
+from collections.abc import AsyncGenerator, Callable, Iterable
+from typing import Any, Generic, NamedTuple, Self, TypeVar, get_args
 from urllib.parse import quote, urlsplit
 
 import httpx2
@@ -34,7 +34,17 @@ import trio
 
 from hermetic.protocol import api
 from hermetic.protocol.errors import HermeticError, HostError
-from hermetic.protocol.events import Choice, DrainingNotice, ReaderEvent, Reset, StreamEnd, event_name
+from hermetic.protocol.events import (
+    Choice,
+    DrainingNotice,
+    ReaderEvent,
+    Reset,
+    ResetAll,
+    StreamEnd,
+    TenantEvent,
+    TurnEvent,
+    event_name,
+)
 from hermetic.protocol.sse import Cursor, parse_cursor
 
 CONNECT_S = 5.0
@@ -55,8 +65,13 @@ GIVE_UP_S = 120.0
 """How long a stream may be without any byte of its server: a restart with recovery takes seconds."""
 
 T = TypeVar("T")
+Item = TypeVar("Item")
+Query = list[tuple[str, str | int | float | bool | None]]
 _KNOWN_EVENTS = frozenset(event_name(kind) for kind in get_args(ReaderEvent))
 _decode_event = msgspec.json.Decoder(ReaderEvent).decode
+_decode_turn_event = msgspec.json.Decoder(TurnEvent).decode
+_decode_reset_all = msgspec.json.Decoder(ResetAll).decode
+_decode_draining = msgspec.json.Decoder(DrainingNotice).decode
 _WORTH_ANOTHER_TRY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -159,16 +174,13 @@ def backoff_s(attempt: int, retry_s: float, jitter: Callable[[float, float], flo
     return max(BACKOFF_S_MIN, jitter(0.5, 1.0) * whole)
 
 
-# --- one turn's events --------------------------------------------------------------------------------------------
+# --- streams ------------------------------------------------------------------------------------------------------
 
 
-class EventStream:
-    """The events of one turn after a cursor, as an async iterator of `(Cursor, ReaderEvent)`.
-
-    Reconnects by itself: after a cut, a clean end before `stream_end`, a silence of three heartbeats, a refusal that
-    may pass (503 and its like, with their Retry-After). No event comes twice and none is left out. Ends after
-    `stream_end`, or at once when the turn has ended and nothing is left (204). A `reset` is handed out like an event:
-    the reader throws away what it has and draws its snapshot; what follows comes after the snapshot.
+class _Follower(Generic[Item]):
+    """A stream of events as an async iterator that reconnects by itself: after a cut, an end before its time, a silence
+    of three heartbeats, a refusal that may pass (503 and its like, with their Retry-After). What it asks for, and what
+    it hands out, its two kinds say.
 
     Resource handling: holds one connection. It is closed at the end, on an error, on cancellation, and by leaving
     `async with`; who stops in the middle of a plain `async for` calls `aclose`.
@@ -178,21 +190,14 @@ class EventStream:
     """
 
     def __init__(
-        self,
-        client: Client,
-        turn_id: str,
-        after: int,
-        give_up_s: float,
-        on_break: Callable[[HermeticError, float], None] | None,
+        self, client: Client, give_up_s: float, on_break: Callable[[HermeticError, float], None] | None
     ) -> None:
-        self.cursor = Cursor(turn_id, after)
         self._client = client
         self._give_up_s = give_up_s
         self._on_break = on_break
         self._retry_s = 1.0
         self._attempt = 0
         self._broken_since: float | None = None
-        self._hole_at: int | None = None
         self._ready: deque[RawEvent] = deque()
         self._decoder = EventDecoder()
         self._response: httpx2.Response | None = None
@@ -208,12 +213,21 @@ class EventStream:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> tuple[Cursor, ReaderEvent]:
+    def _asks(self) -> tuple[str, Query]:
+        """→ path and query of the next connection."""
+        raise NotImplementedError
+
+    async def _accept(self, raw: RawEvent) -> Item | None:
+        """What is handed out for an event; None for one that is not to be shown."""
+        raise NotImplementedError
+
+    async def __anext__(self) -> Item:
         try:
             while not self._ended:
                 while self._ready:
-                    if (event := await self._accept(self._ready.popleft())) is not None:
-                        return self.cursor, event
+                    if (item := await self._accept(self._ready.popleft())) is not None:
+                        self._attempt = 0
+                        return item
                 if self._response is None:
                     await self._connect()
                 else:
@@ -232,10 +246,11 @@ class EventStream:
     async def _connect(self) -> None:
         silence_s = SILENT_HEARTBEATS * await self._client.heartbeat_s()
         http = self._client._http
+        path, query = self._asks()
         request = http.build_request(
             "GET",
-            f"/v1/turns/{_part(self.cursor.turn_id)}/events",
-            params={"after": self.cursor.seq},
+            path,
+            params=query,
             headers={"Accept": "text/event-stream", "Cache-Control": "no-store"},
             timeout=httpx2.Timeout(silence_s, connect=CONNECT_S),
         )
@@ -270,52 +285,13 @@ class EventStream:
         try:
             chunk = await anext(self._chunks)
         except StopAsyncIteration:
-            return await self._pause(Unreachable(f"{self._client.url} closed the stream before the turn's end."))
+            return await self._pause(Unreachable(f"{self._client.url} closed the stream before its end."))
         except (httpx2.TransportError, httpx2.DecodingError) as error:
             return await self._pause(self._client.unreachable(error))
         self._broken_since = None
         self._ready.extend(self._decoder.feed(chunk))
         if self._decoder.retry_s is not None:
             self._retry_s = self._decoder.retry_s
-
-    async def _accept(self, raw: RawEvent) -> ReaderEvent | None:
-        """The event if it is the reader's next, and the cursor moved onto it; None for one that is not to be shown."""
-        event: ReaderEvent | None = None
-        if raw.name in _KNOWN_EVENTS:  # a newer server may say more; what is unknown still counts for the cursor
-            try:
-                event = _decode_event(raw.data)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                raise BadAnswer(f"{self._client.url} sent an event {raw.name!r} that cannot be read: {error}") from None
-        if isinstance(event, Reset):
-            self.cursor = Cursor(self.cursor.turn_id, event.snapshot.seq)
-            return self._shown(event)
-        if isinstance(event, DrainingNotice):
-            self._retry_s = event.retry_ms / 1000
-            return event
-        cursor = parse_cursor(raw.id, self.cursor.turn_id)
-        if cursor is None or cursor.turn_id != self.cursor.turn_id:
-            raise BadAnswer(f"{self._client.url} sent an event with the id {raw.id!r}, which is not of this turn.")
-        if cursor.seq <= self.cursor.seq:
-            return None
-        if cursor.seq > self.cursor.seq + 1:
-            await self._hole(cursor.seq)
-            return None
-        self.cursor = cursor
-        self._ended = isinstance(event, StreamEnd)
-        return None if event is None else self._shown(event)
-
-    def _shown(self, event: ReaderEvent) -> ReaderEvent:
-        self._attempt = 0
-        self._hole_at = None
-        return event
-
-    async def _hole(self, seq: int) -> None:
-        """Ask once more for what is missing; the journal has no holes, so a second one is a fault."""
-        message = f"{self._client.url} sent event {seq} after event {self.cursor.seq} and left out what is between."
-        if self._hole_at == self.cursor.seq:
-            raise BadAnswer(message)
-        self._hole_at = self.cursor.seq
-        await self._pause(BadAnswer(message))
 
     async def _pause(self, why: HermeticError, at_least_s: float = 0.0) -> None:
         """Hang up, then wait before the next attempt; raises `why` when that would be later than `give_up_s`."""
@@ -345,6 +321,109 @@ class EventStream:
                 with contextlib.suppress(httpx2.TransportError, httpx2.StreamError, httpx2.DecodingError):
                     async for _ in chunks:
                         pass
+
+
+class EventStream(_Follower[tuple[Cursor, ReaderEvent]]):
+    """The events of one turn after a cursor, as an async iterator of `(Cursor, ReaderEvent)`.
+
+    No event comes twice and none is left out. Ends after `stream_end`, or at once when the turn has ended and nothing is
+    left (204). A `reset` is handed out like an event: the reader throws away what it has and draws its snapshot; what
+    follows comes after the snapshot.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        turn_id: str,
+        after: int,
+        give_up_s: float,
+        on_break: Callable[[HermeticError, float], None] | None,
+    ) -> None:
+        super().__init__(client, give_up_s, on_break)
+        self.cursor = Cursor(turn_id, after)
+        self._hole_at: int | None = None
+
+    def _asks(self) -> tuple[str, Query]:
+        return f"/v1/turns/{_part(self.cursor.turn_id)}/events", [("after", str(self.cursor.seq))]
+
+    async def _accept(self, raw: RawEvent) -> tuple[Cursor, ReaderEvent] | None:
+        """The event if it is the reader's next, and the cursor moved onto it; None for one that is not to be shown."""
+        event: ReaderEvent | None = None
+        if raw.name in _KNOWN_EVENTS:  # a newer server may say more; what is unknown still counts for the cursor
+            try:
+                event = _decode_event(raw.data)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise BadAnswer(f"{self._client.url} sent an event {raw.name!r} that cannot be read: {error}") from None
+        if isinstance(event, Reset):
+            self.cursor = Cursor(self.cursor.turn_id, event.snapshot.seq)
+            self._hole_at = None
+            return self.cursor, event
+        if isinstance(event, DrainingNotice):
+            self._retry_s = event.retry_ms / 1000
+            return self.cursor, event
+        cursor = parse_cursor(raw.id, self.cursor.turn_id)
+        if cursor is None or cursor.turn_id != self.cursor.turn_id:
+            raise BadAnswer(f"{self._client.url} sent an event with the id {raw.id!r}, which is not of this turn.")
+        if cursor.seq <= self.cursor.seq:
+            return None
+        if cursor.seq > self.cursor.seq + 1:
+            await self._hole(cursor.seq)
+            return None
+        self.cursor = cursor
+        self._ended = isinstance(event, StreamEnd)
+        if event is None:
+            return None
+        self._hole_at = None
+        return cursor, event
+
+    async def _hole(self, seq: int) -> None:
+        """Ask once more for what is missing; the journal has no holes, so a second one is a fault."""
+        message = f"{self._client.url} sent event {seq} after event {self.cursor.seq} and left out what is between."
+        if self._hole_at == self.cursor.seq:
+            raise BadAnswer(message)
+        self._hole_at = self.cursor.seq
+        await self._pause(BadAnswer(message))
+
+
+class AllEvents(_Follower[tuple[str, TenantEvent]]):
+    """The events of all turns, or of those of some sessions, as an async iterator of `(cursor, TenantEvent)`.
+
+    It begins with a `ResetAll`, the turns that have not ended, unless it is given the cursor of an earlier one. It never
+    ends by itself. What it hands out comes once and in order, over any cut; a `ResetAll` in between says that it could
+    not be so (the cursor was too old): throw away what you have of turns that run, and draw its `turns`.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        sessions: Iterable[str],
+        after: str | None,
+        give_up_s: float,
+        on_break: Callable[[HermeticError, float], None] | None,
+    ) -> None:
+        super().__init__(client, give_up_s, on_break)
+        self.cursor = after
+        self._sessions: Query = [("session_id", session_id) for session_id in sessions]
+
+    def _asks(self) -> tuple[str, Query]:
+        return "/v1/events", [*self._sessions, ("after", self.cursor)] if self.cursor else self._sessions
+
+    async def _accept(self, raw: RawEvent) -> tuple[str, TenantEvent] | None:
+        event: TenantEvent | None = None
+        try:
+            if raw.name == "reset":
+                event = _decode_reset_all(raw.data)
+            elif raw.name == "draining":
+                event = _decode_draining(raw.data)
+                self._retry_s = event.retry_ms / 1000
+            elif raw.name in _KNOWN_EVENTS:
+                event = _decode_turn_event(raw.data)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise BadAnswer(f"{self._client.url} sent an event {raw.name!r} that cannot be read: {error}") from None
+        if raw.id == self.cursor and not isinstance(event, ResetAll | DrainingNotice):
+            return None  # a ping, or what was seen
+        self.cursor = raw.id
+        return None if event is None else (raw.id, event)
 
 
 # --- the client ---------------------------------------------------------------------------------------------------
@@ -439,6 +518,17 @@ class Client:
         """The turn's events after number `after` (0: from the start)."""
         seq = after if isinstance(after, int) else after.seq
         return EventStream(self, turn_id, seq, give_up_s, on_break)
+
+    def all_events(
+        self,
+        sessions: Iterable[str] = (),
+        after: str | None = None,
+        *,
+        give_up_s: float = GIVE_UP_S,
+        on_break: Callable[[HermeticError, float], None] | None = None,
+    ) -> AllEvents:
+        """The events of all turns from now on, or after a cursor of an earlier stream; with `sessions`, only theirs."""
+        return AllEvents(self, sessions, after, give_up_s, on_break)
 
     async def cancel(self, turn_id: str) -> api.Accepted:
         """Ask the turn to end; its events tell when it has. Asking twice does no harm."""
