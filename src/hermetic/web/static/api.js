@@ -94,5 +94,6 @@ export const api = {
   approve: (tid, aid, choice) => call("POST", `v1/turns/${id(tid)}/approvals/${id(aid)}`, { choice }),
   answer: (tid, cid, text) => call("POST", `v1/turns/${id(tid)}/clarifications/${id(cid)}`, { text }),
   steer: (tid, message) => call("POST", `v1/turns/${id(tid)}/messages`, { message }),
+  allEventsUrl: (after) => `v1/events${after ? `?after=${id(after)}` : ""}`,
   eventsUrl: (tid, after) => `v1/turns/${id(tid)}/events?after=${after}`,
 };

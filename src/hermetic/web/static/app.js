@@ -9,7 +9,7 @@ import { HostPage } from "./host.js";
 import { icon, sealMark } from "./icons.js";
 import { openMenu } from "./menu.js";
 import { SessionList } from "./sessions.js";
-import { setHeartbeat } from "./stream.js";
+import { followAll, setHeartbeat } from "./stream.js";
 
 const HEALTH_MS = 10_000;
 const DOWN_MS = 2000; // while the server does not answer
@@ -312,6 +312,23 @@ function changed() {
   }
 }
 
+// What any turn of this caller does, in whatever tab it was begun.
+const STATE_AFTER = {
+  queued: "queued", started: "running", approval: "waiting", clarify: "waiting", approval_resolved: "running", clarify_resolved: "running",
+  cancelling: "cancelling",
+};
+const seenTurns = new Set();
+
+function heard(sid, turnId, name, data) {
+  if (name === "snapshot") list.setState(turnId, data.state);
+  else if (STATE_AFTER[name]) list.setState(turnId, STATE_AFTER[name]);
+  if (name === "stream_end" || name === "title") list.refresh();
+  if (seenTurns.has(turnId)) return;
+  seenTurns.add(turnId);
+  list.refresh();
+  if (sid === conversation.sessionId && conversation.live?.turn.turnId !== turnId && !conversation.isRunning()) conversation.reload();
+}
+
 function ended() {
   list.refresh();
   tell();
@@ -534,3 +551,4 @@ loadOptions();
 refreshHealth();
 list.refresh();
 openFromAddress();
+followAll(heard);

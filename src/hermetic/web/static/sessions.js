@@ -1,12 +1,12 @@
-// The list of sessions: the newest page is asked for again every few seconds while the page is visible, which is also
-// how one tab learns what another one started.
+// The list of sessions: the newest page is asked for again when a turn begins or ends, and every few seconds while the
+// page is visible.
 
 import { api } from "./api.js";
 import { $, ago, h, showProblem, toast } from "./dom.js";
 import { icon } from "./icons.js";
 import { openMenu } from "./menu.js";
 
-const POLL_MS = 3000;
+const POLL_MS = 10_000; // for what the stream of all turns does not say: renames and the like of other browsers
 const TYPING_MS = 200; // a search goes out when the fingers rest
 const UNDO_MS = 8000;
 const DAY_S = 86_400;
