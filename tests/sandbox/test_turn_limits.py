@@ -13,7 +13,7 @@ LIMITS = """
 memory_bytes_max = 200_000_000
 processes_max = 40
 file_bytes_max = 50_000_000
-open_files_max = 100
+open_files_max = 150
 tmp_bytes_max = 20_000_000
 shm_bytes_max = 10_000_000
 workspace_bytes_max = 40_000_000
@@ -74,7 +74,7 @@ def test_a_full_scratch_folder_is_the_turns_own(narrow: World, place: str) -> No
 
 
 def test_descriptors_run_out_for_the_process_alone(narrow: World) -> None:
-    assert narrow.attack("many_descriptors", session=narrow.new_session("attacker"))["did"] <= 100
+    assert narrow.attack("many_descriptors", session=narrow.new_session("attacker"))["did"] <= 150
     assert neighbour_lives(narrow)
 
 

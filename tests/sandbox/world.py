@@ -90,6 +90,13 @@ class World:
         return str(path)
 
     def start(self) -> None:
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self) -> None:
         trio.run(self.server.start)
         self.http = httpx.Client(base_url=self.server.url, timeout=TURN_S)
         self.health = self.http.get("/v1/health").json()

@@ -119,8 +119,8 @@ class Limits(Section, frozen=True):
     """A turn's weight when the host is busy; one with 200 gets twice the time of one with 100."""
     file_bytes_max: Size = 4 << 30
     """One file that a turn writes."""
-    open_files_max: Annotated[int, Meta(ge=64, le=1 << 20)] = 1024
-    """Of one process."""
+    open_files_max: Annotated[int, Meta(ge=128, le=1 << 20)] = 1024
+    """Of one process. The turn's own streams have the numbers from 100 on."""
     tmp_bytes_max: Annotated[int, Meta(ge=1 << 20, le=1 << 40)] = 256 << 20
     """A turn's own /tmp, and as much again for its home where that is not kept."""
     shm_bytes_max: Annotated[int, Meta(ge=1 << 20, le=1 << 40)] = 64 << 20
@@ -144,7 +144,7 @@ class AgentLimits(Section, frozen=True):
     """As in [limits]."""
     file_bytes_max: Size | None = None
     """As in [limits]."""
-    open_files_max: Annotated[int, Meta(ge=64, le=1 << 20)] | None = None
+    open_files_max: Annotated[int, Meta(ge=128, le=1 << 20)] | None = None
     """As in [limits]."""
     tmp_bytes_max: Annotated[int, Meta(ge=1 << 20, le=1 << 40)] | None = None
     """As in [limits]."""
