@@ -23,6 +23,24 @@ def cpu_s(pid: int) -> float:
     return time.clock_gettime(clock.value)
 
 
+def cpu_with_children_s(pid: int) -> float:
+    """The same with the children that it has reaped, in steps of 10 ms (proc_pid_stat(5)). 0: it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def children(pid: int) -> list[int]:
+    """Of all its threads: the one that started a child is its parent (proc_pid_task_children(5))."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):
+            found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
 def _field(pid: int, file: str, name: str) -> int:
     for line in Path(f"/proc/{pid}/{file}").read_text().splitlines():
         if line.startswith(f"{name}:"):
