@@ -17,24 +17,36 @@ from hermetic.supervisor.cgroups import Cgroups
 from hermetic.supervisor.config import Config, load_config
 from hermetic.supervisor.sealing import probe
 
+_NAMESPACES = (
+    "Allow user namespaces: sysctl kernel.unprivileged_userns_clone=1 and user.max_user_namespaces; on Ubuntu also "
+    "kernel.apparmor_restrict_unprivileged_userns=0; in a container, run it with them allowed. Or run the server as root."
+)
+_CGROUPS = (
+    "Run the server as root, or as a systemd service with Delegate=yes, so that it may make control groups with the "
+    "controllers memory and pids."
+)
 HOW_TO_GET = {
-    "child_process": "No child could be started at all: the server's log has what its launcher printed.",
-    "pid_namespace": "Allow user namespaces: sysctl kernel.unprivileged_userns_clone=1 and user.max_user_namespaces; "
-    "on Ubuntu also kernel.apparmor_restrict_unprivileged_userns=0; in a container, run it with them allowed.",
+    "pid_namespace": _NAMESPACES,
     "mount_namespace": "Comes with pid_namespace.",
     "ipc_namespace": "Comes with pid_namespace.",
+    "network_namespace": "Comes with pid_namespace.",
+    "private_root": "Comes with mount_namespace; not where the host's root is an initramfs.",
     "proc": "A fresh /proc cannot be mounted where a container masks parts of its own: run it with /proc unmasked.",
-    "network_namespace": "Not in this version.",
-    "landlock": "Not in this version.",
-    "seccomp": "Not in this version.",
-    "capabilities_dropped": "Not in this version.",
-    "cgroup_limits": "Not in this version.",
+    "no_new_privs": "Every kernel of the last ten years has it.",
+    "no_capabilities": "Comes with pid_namespace.",
+    "seccomp": "A kernel with CONFIG_SECCOMP_FILTER, on x86_64 or aarch64.",
+    "landlock": "Linux 6.12 or newer with Landlock among its security modules (lsm=landlock,… on the kernel's command "
+    "line).",
+    "cgroup_memory": _CGROUPS,
+    "cgroup_pids": _CGROUPS,
+    "tenant_uid": "The capabilities SETUID and SETGID for a server that is root, and a file system for workspaces that "
+    "can show owners as others (ext4, xfs, btrfs, tmpfs).",
 }
 
 LEVELS = (
-    "children die whole; nothing keeps them from files or network. Run agents that you trust.",
-    "walls of the kernel, no namespaces of their own",
-    "namespaces and walls, without all limits",
+    "nothing keeps an agent from the files of the server's user; --insecure, for agents that you trust",
+    "an agent is kept from files, but sees the host's processes and network; for one tenant",
+    "sealed, with limits for each process or tools that can signal their agent",
     "strict",
 )
 

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
 
 import structlog
@@ -109,6 +110,7 @@ class Sealing:
         )
 
 
+@cache
 def readable(interpreter: str) -> list[str]:
     """What every turn with this Python reads: the Python, ours for the launcher's part, and the package itself."""
     needed = [*python_paths(interpreter), *python_paths(sys.executable), str(Path(hermetic.__file__).parent)]
