@@ -60,6 +60,14 @@ def test_without_landlock_the_host_lies_open(host: Host, open_to_all: str) -> No
         os.unlink("/tmp/hermetic-seal-made")
 
 
+def test_one_that_is_too_old_for_scopes_is_laid_on_and_promised_to_nobody(host: Host, open_to_all: str) -> None:
+    names = [name for name in LEVEL_1 if name != "landlock"]
+    script = f"say(read=outcome(lambda: open({open_to_all!r}).read()), own=outcome(lambda: open('own', 'w').close()))"
+    result = host.run(script, host.policy(names, optional=["landlock"]), before="landlock.abi = lambda: 3")
+    assert result["agent"]["missing"] == ["landlock"]
+    assert (result["read"], result["own"]) == ("EACCES", None)
+
+
 PROCESSES = """
     def connect():
         with socket.socket(socket.AF_UNIX) as one:

@@ -183,14 +183,26 @@ def test_the_hosts_root_is_no_workspace(host: Host) -> None:
     assert "the host's root" in host.try_to_run("", workspace="/")["refused"][1]
 
 
-def test_what_may_only_be_read_stays_so_inside_the_workspace(host: Host) -> None:
-    inside = host.make("workspace/venv", 0o755)
+@pytest.mark.parametrize("place", ["venv", "deep/er/venv"])
+def test_what_may_only_be_read_stays_so_inside_the_workspace(host: Host, place: str) -> None:
+    inside = host.workspace
+    for step in place.split("/"):
+        inside /= step
+        inside.mkdir()
+        host.give(inside, 0o755)
     script = f"""
         say(inside=outcome(lambda: open("{inside}/made", "w")), chmod=outcome(lambda: os.chmod("{inside}", 0o700)),
-            moved=outcome(lambda: os.rename("venv", "away")))
+            moved=outcome(lambda: os.rename("{place.split("/")[0]}", "away")), removed=outcome(lambda: os.rmdir("{inside}")))
+        open("{inside}/../beside", "w").close()
     """
     result = host.run(script, host.policy(readable=[str(inside)], without="landlock"))
-    assert (result["inside"], result["chmod"], result["moved"]) == ("EROFS", "EROFS", "EBUSY")
+    assert (result["inside"], result["chmod"], result["moved"], result["removed"]) == (
+        "EROFS",
+        "EROFS",
+        "EBUSY",
+        "EBUSY",
+    )
+    assert (inside.parent / "beside").stat().st_uid == host.server_uid
 
 
 @pytest.mark.parametrize("what", ["workspace", "readable", "writable"])

@@ -28,8 +28,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 
 from hermetic.agent_child.seal import (
@@ -118,7 +118,8 @@ class InitSeal(_Seal):
         made = namespaces.made
         if "user_namespace" in made:
             privileges.set_dumpable(True)  # else the files of the maps are root's
-            namespaces.map_ids()
+            with _failing_as("user_namespace"):
+                namespaces.map_ids()
         self.held += made
         self.missing += [name for name in namespaces.FLAGS if self._wants(name) and name not in made]
         self._join_cgroups()
@@ -126,8 +127,9 @@ class InitSeal(_Seal):
         if "uts_namespace" in made:
             socket.sethostname("hermetic")
         if "network_namespace" in made:
-            network.bring_loopback_up()
-            self.listeners = [network.listen(port) for port in self._policy.ports]
+            with _failing_as("network_namespace"):
+                network.bring_loopback_up()
+                self.listeners = [network.listen(port) for port in self._policy.ports]
         self._mount()
         if self._wants("no_capabilities"):
             with suppress(OSError):  # unprivileged and without a user namespace: there is nothing to lose
@@ -139,13 +141,11 @@ class InitSeal(_Seal):
 
         The signal for the parent's death is kept. Whether the parent died meanwhile is for the caller to see.
         """
-        try:
+        with _failing_as("private_root", workspace):
             if self._root is not None:
                 self._root.enter(workspace)
             elif self._wants("tenant_uid") and os.stat(workspace).st_uid != (uid := self._ids()[0]):
                 raise SealError("tenant_uid", f"without a private root {workspace} must belong to user {uid}")
-        except OSError as error:
-            raise SealError("private_root", f"{workspace}: {error}") from error
         self._give_up_privileges()
 
     def _join_cgroups(self) -> None:
@@ -172,10 +172,12 @@ class InitSeal(_Seal):
             )
             if self._apply("private_root", root.pivot):
                 self._root = root
-                root.fill()  # no way back from here, so this is never optional
-        self._apply("proc", self._mount_proc)
-        if self._wants("private_root") and "private_root" not in (*self.held, *self.missing):
-            self._apply("private_root", lambda: _demand(False, None, "private_root"))
+                with _failing_as("private_root"):
+                    root.fill()  # there is no way back from here, so this is never optional
+        else:
+            self._apply("private_root", partial(_demand, False, None, "private_root"))
+        if self._apply("proc", self._mount_proc) and self._root is not None:
+            self._root.has_proc = True
 
     def _mount_proc(self) -> None:
         if "mount_namespace" not in namespaces.made or "pid_namespace" not in namespaces.made:
@@ -184,6 +186,8 @@ class InitSeal(_Seal):
 
 
 class AgentSeal(_Seal):
+    _rules: landlock.Ruleset | None = None
+
     def prepare(self) -> None:
         """All that needs no workspace, seccomp's filter included: what is still to come passes it.
 
@@ -203,12 +207,10 @@ class AgentSeal(_Seal):
 
     def enter(self, workspace: str) -> None:
         """The rest, after init has entered."""
-        if "landlock" in self.held:
-            try:
+        if self._rules is not None:
+            with _failing_as("landlock", workspace):
                 self._rules.allow(workspace, landlock.WRITE)
                 self._rules.enter()
-            except OSError as error:
-                raise SealError("landlock", f"{workspace}: {error}") from error
 
     def _network(self) -> str:
         if "network_namespace" in _of_init:
@@ -228,9 +230,7 @@ class AgentSeal(_Seal):
     def _make_rules(self) -> None:
         policy = self._policy
         private = "private_root" in _of_init
-        self._rules = rules = landlock.Ruleset(policy.ports if self._network() == "ruled" else None)
-        if rules.abi < landlock.ABI_FOR_SCOPES:
-            raise SealError("landlock", f"this kernel's has no scopes (version {rules.abi}, Linux 6.12 has 6)")
+        rules = landlock.Ruleset(policy.ports if self._network() == "ruled" else None)
         if private:
             rules.allow("/", landlock.LIST)
         for path in (*roots.SYSTEM, *(["/etc"] if private else roots.ETC_OUTSIDE), "/proc"):
@@ -243,6 +243,9 @@ class AgentSeal(_Seal):
             rules.allow(path, landlock.WRITE)
         if policy.home is not None:
             rules.allow(policy.home, landlock.WRITE, may_be_missing=not private)
+        self._rules = rules
+        if rules.abi < landlock.ABI_FOR_SCOPES:  # then it is laid on, but promised to nobody
+            raise SealError("landlock", f"this kernel's has no scopes (version {rules.abi}, Linux 6.12 has 6)")
 
 
 def reap(policy: Policy, name: str) -> str | None:
@@ -254,6 +257,14 @@ def reap(policy: Policy, name: str) -> str | None:
     for cgroup in policy.cgroups:
         cgroups.remove(cgroup, name)
     return next((one for one in ("memory_bytes", "processes") if one in limits), None)
+
+
+@contextmanager
+def _failing_as(mechanism: str, about: str = "") -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SealError(mechanism, f"{about}: {error}" if about else str(error)) from error
 
 
 def _demand(there: bool, error: SealError | None, mechanism: str) -> None:

@@ -87,6 +87,7 @@ class PrivateRoot:
         # Looked up while the host's root is still ours.
         self._system = {path: os.path.realpath(path) for path in SYSTEM_PATHS if os.path.exists(path)}
         self._etc = _etc_files(policy, *ids, sealed_network)
+        self.has_proc = False
         self._old = self._new = -1
         """Descriptors of the host's root and of ours."""
 
@@ -111,19 +112,20 @@ class PrivateRoot:
             self._mount_workspace(workspace)
         syscalls.unmount(b"/" + _OLD, _DETACH)
         os.rmdir(b"/" + _OLD)
-        if os.path.ismount("/proc"):
+        if self.has_proc:
             _set_attributes(_AT_FDCWD, b"/proc", _ATTR_RDONLY)
         _set_attributes(_AT_FDCWD, b"/", _ATTR_RDONLY)
         host_descriptors.close_all()
 
     def _mount_workspace(self, workspace: str) -> None:
         self._bind_owned(workspace)
-        # What lies inside the workspace has been covered by it.
-        for path in _by_depth(self._policy.readable):
-            if _is_below(path, workspace):
+        # What lies inside the workspace has been covered by it. The folders on the way are mounted on themselves: a
+        # mount point cannot be renamed, so nothing else can be put where the next turn's agent is read from.
+        inside = [path for path in (*self._policy.readable, *self._policy.writable) if _is_below(path, workspace)]
+        for path in _by_depth([step for one in inside for step in _steps(one, workspace)]):
+            if path in self._policy.readable:
                 self._bind_readable(path)
-        for path in _by_depth(self._policy.writable):
-            if _is_below(path, workspace):
+            else:
                 self._bind_owned(path)
 
     def pivot(self) -> None:
@@ -291,6 +293,15 @@ def _by_depth(paths: set[str] | list[str]) -> list[str]:
 
 def _is_below(path: str, folder: str) -> bool:
     return path.startswith(folder.rstrip("/") + "/")
+
+
+def _steps(path: str, folder: str) -> list[str]:
+    """`path` and the folders between it and `folder`."""
+    steps = []
+    while _is_below(path, folder):
+        steps.append(path)
+        path = os.path.dirname(path)
+    return steps
 
 
 def _cannot_translate(path: str, owner: int, tenant: int, error: OSError) -> str:
