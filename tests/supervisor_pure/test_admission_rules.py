@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hermetic.protocol.errors import QuotaExceeded
+from hermetic.protocol.errors import ClientError, QuotaExceeded
 from hermetic.supervisor.admission import (
     NO_LIMIT,
     Tenancy,
     Waiting,
     admission,
     check_streams,
+    checked_quotas,
     in_order,
     quotas_of,
     to_start,
@@ -182,3 +184,17 @@ def test_a_lower_limit_counts_at_once():
 def test_a_tenants_own_quotas_override_the_defaults_and_none_lifts_one():
     own = quotas_of(Quotas(turns_at_once=4, streams=9), {"turns_at_once": None, "tokens_per_day": 7})
     assert (own.turns_at_once, own.streams, own.tokens_per_day) == (None, 9, 7)
+
+
+def test_a_tenants_record_may_have_the_quotas_that_there_are_within_their_ranges():
+    own = checked_quotas({"turns_at_once": 2.0, "cost_per_day": 2.0, "disk_bytes": None})
+    assert own == {"turns_at_once": 2, "cost_per_day": 2.0, "disk_bytes": None}
+    for wrong in (
+        {"turns": 1.0},
+        {"streams": 0.0},
+        {"streams": 1.5},
+        {"cost_per_day": float("inf")},
+        {"streams": math.nan},
+    ):
+        with pytest.raises(ClientError, match="quotas"):
+            checked_quotas(wrong)

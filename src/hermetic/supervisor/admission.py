@@ -95,8 +95,9 @@ def quotas_of(defaults: Quotas, own: Mapping[str, float | None]) -> Quotas:
 
 def checked_quotas(own: Mapping[str, float | None]) -> dict[str, float | None]:
     """What a tenant's record may say. Raises `ClientError`."""
+    whole = {name: int(value) if value is not None and value % 1 == 0 else value for name, value in own.items()}
     try:
-        read = msgspec.convert(dict(own), Quotas)
+        read = msgspec.convert(whole, Quotas)
     except msgspec.ValidationError as error:
         known = ", ".join(Quotas.__struct_fields__)
         raise ClientError(f"these quotas cannot be: {error}", hint=f"There are {known}; null is no limit.") from None
