@@ -97,7 +97,8 @@ class Host(ExitStack):
         folder = self._new("hermetic")
         config = folder / "hermetic.toml"
         config.write_text(_CONFIG.format(turns_max=turns_max) + "".join(_AGENT.format(name=a, path=json.dumps(
-            str(ROOT / "bench" / "agents"))) for a in AGENTS))  # fmt: skip
+            str(ROOT / "bench" / "agents"))) for a in AGENTS) + _COLD.format(path=json.dumps(
+            str(ROOT / "bench" / "agents"))))  # fmt: skip
         module = "hermetic" if journal else "bench.peers.hermetic_memory"
         log = (folder / "log").open("w+")
         process = self._start(
@@ -214,6 +215,12 @@ _AGENT = """
 [agents.{name}]
 target = "emitters:{name}"
 python_path = [{path}]
+"""
+_COLD = """
+[agents.hello_cold]
+target = "emitters:hello"
+python_path = [{path}]
+start = "cold"
 """
 
 

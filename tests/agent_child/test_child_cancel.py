@@ -1,4 +1,4 @@
-"""SIGTERM, by the keeper or with a Cancel command: the agent is interrupted and says so as its last word."""
+"""SIGTERM, by the control socket or with a Cancel command: the agent is interrupted and says so as its last word."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ time.sleep(600)
 }
 
 
-@pytest.mark.parametrize("by", ["keeper", "command", "both"])
+@pytest.mark.parametrize("by", ["control", "command", "both"])
 @pytest.mark.parametrize("agent", AGENTS)
 def test_whatever_the_agent_does_a_cancel_ends_it_soon_and_what_it_said_stays(run: Run, agent: str, by: str) -> None:
     child = run(AGENTS[agent], grace_s=600.0)
@@ -71,7 +71,7 @@ def test_whatever_the_agent_does_a_cancel_ends_it_soon_and_what_it_said_stays(ru
         child.wait_text("on")
     if by != "command":
         child.terminate()
-    if by != "keeper":
+    if by != "control":
         child.send(Cancel())
     assert child.finish() == Result(interrupted=True)
     assert "Traceback" not in child.stderr
@@ -205,7 +205,7 @@ def test_a_cancel_before_the_agent_exists_is_not_forgotten(namespaces: bool) -> 
         assert not any(isinstance(event, Result) for event in child.events)
 
 
-def test_sigterm_to_the_keeper_is_a_cancel_too(run: Run) -> None:
+def test_sigterm_to_the_launcher_is_a_cancel_too(run: Run) -> None:
     child = run(AGENTS["sleeping"])
     child.wait_text("on")
     child.process.send_signal(signal.SIGTERM)
@@ -213,7 +213,7 @@ def test_sigterm_to_the_keeper_is_a_cancel_too(run: Run) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGPIPE])
-def test_other_signals_do_not_end_the_keeper(run: Run, number: signal.Signals) -> None:
+def test_other_signals_do_not_end_the_launcher(run: Run, number: signal.Signals) -> None:
     child = run(AGENTS["sleeping"])
     child.wait_text("on")
     os.kill(child.process.pid, number)
@@ -221,7 +221,7 @@ def test_other_signals_do_not_end_the_keeper(run: Run, number: signal.Signals) -
     assert child.finish() == Result(interrupted=True)
 
 
-def test_an_agent_that_signals_its_whole_process_group_does_not_reach_the_keeper(run: Run) -> None:
+def test_an_agent_that_signals_its_whole_process_group_does_not_reach_the_launcher(run: Run) -> None:
     child = run("import os, signal\ndef agent(): os.kill(0, signal.SIGKILL)")
     assert child.wait_exited().signal == "SIGKILL"
 

@@ -1,4 +1,4 @@
-"""When the keeper has ended, nothing of the turn's tree lives, whatever the tree did and whoever killed it."""
+"""When a turn has ended, nothing of the turn's tree lives, whatever the tree did and whoever killed it."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_all_die_when_the_supervisors_end_of_the_control_socket_closes(
 
 
 @HOLDS
-def test_all_die_when_the_keeper_is_killed(run: Run, workspace: Path, namespaces: bool, hops: float) -> None:
+def test_all_die_when_the_launcher_is_killed(run: Run, workspace: Path, namespaces: bool, hops: float) -> None:
     child = start(run, namespaces, hops=hops)
     child.process.kill()
     child.process.wait()
@@ -162,7 +162,7 @@ def test_a_kill_before_the_agent_exists_is_reported_as_one(namespaces: bool) -> 
         assert child.wait_exited().signal == "SIGKILL"
 
 
-def test_an_agent_cannot_kill_init_or_the_keeper(run: Run) -> None:
+def test_an_agent_cannot_kill_init_or_what_answers_for_it(run: Run) -> None:
     child = run("""
         import os, signal
         def agent(turn):
@@ -290,7 +290,7 @@ def open_folder() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("namespaces", [True, False], ids=["namespaces", "walk"])
-@pytest.mark.parametrize("end", ["result", "kill", "hang up", "keeper killed"])
+@pytest.mark.parametrize("end", ["result", "kill", "hang up", "launcher killed"])
 def test_the_same_holds_for_a_user_without_privileges(
     open_folder: Path, unprivileged: dict[str, Any], namespaces: bool, end: str
 ) -> None:
