@@ -205,6 +205,30 @@ def test_what_may_only_be_read_stays_so_inside_the_workspace(host: Host, place: 
     assert (inside.parent / "beside").stat().st_uid == host.server_uid
 
 
+@pytest.mark.skipif("root" not in USERS, reason="only root has workspaces of others")
+def test_a_strangers_folder_on_the_way_to_what_is_read_stays_a_strangers() -> None:
+    with folder() as path:
+        host = Host("root", path)
+        os.chown(host.workspace, 1000, 1000)
+        strange = host.make("workspace/strange", 0o755)
+        inside = host.make("workspace/strange/venv", 0o755)
+        script = "say(made=outcome(lambda: os.mkdir('strange/made')), owner=os.stat('strange').st_uid, own=outcome(lambda: os.mkdir('own')))"
+        result = host.run(script, host.policy(readable=[str(inside)]))
+        assert (result["made"], result["owner"], result["own"]) == ("EACCES", 65534, None)
+        assert strange.stat().st_uid == 0
+
+
+def test_where_the_root_cannot_be_changed_nothing_has_changed(host: Host) -> None:
+    names = ["pid_namespace", "mount_namespace", "proc", "no_new_privs"]
+    result = host.run(
+        "say(tmp=os.listdir('/tmp'), here=os.getcwd())",
+        host.policy(names, without="tenant_uid", optional=["private_root"]),
+        before="syscalls.PIVOT_ROOT = 9999",
+    )
+    assert result["init"]["missing"] == ["private_root"]
+    assert host.path.name in result["tmp"]
+
+
 @pytest.mark.parametrize("what", ["workspace", "readable", "writable"])
 def test_a_link_in_the_way_of_a_mount_is_refused(host: Host, what: str) -> None:
     """A path was resolved by the supervisor; a link there now was put there since."""

@@ -21,6 +21,9 @@ the agent. From then on neither can go back, and only now may the agent read a b
     ...
     os.waitpid(pid, 0); reap(policy, name)    in the launcher
 
+Nine tenths of the work are in the two `prepare`. Of what is left, half is the mount of the workspace and a quarter each
+the letting go of the host (the kernel waits for its readers) and of the privileges; the agent's part is a tenth of it.
+
 A mechanism of the policy that cannot be had raises SealError, and the process must end. Nothing is undone.
 """
 

@@ -118,7 +118,7 @@ class PrivateRoot:
         host_descriptors.close_all()
 
     def _mount_workspace(self, workspace: str) -> None:
-        self._bind_owned(workspace)
+        owner = self._bind_owned(workspace)
         # What lies inside the workspace has been covered by it. The folders on the way are mounted on themselves: a
         # mount point cannot be renamed, so nothing else can be put where the next turn's agent is read from.
         inside = [path for path in (*self._policy.readable, *self._policy.writable) if _is_below(path, workspace)]
@@ -126,9 +126,10 @@ class PrivateRoot:
             if path in self._policy.readable:
                 self._bind_readable(path)
             else:
-                self._bind_owned(path)
+                self._bind_owned(path, None if path in self._policy.writable else owner)
 
     def pivot(self) -> None:
+        """When it raises, all is as before."""
         self._old = host_descriptors.keep(os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         point = next((path for path in _MOUNT_POINTS if os.path.isdir(path)), "/usr")
         syscalls.mount(b"tmpfs", point.encode(), b"tmpfs", _NOSUID | _NODEV, _ROOT_OPTIONS)
@@ -137,9 +138,10 @@ class PrivateRoot:
         try:
             syscalls.call(syscalls.PIVOT_ROOT, b".", _OLD)
         except OSError as error:
-            raise SealError(
-                "private_root", f"pivot_root: {error.strerror} (is the host's root an initramfs?)"
-            ) from error
+            os.chdir("/")
+            syscalls.unmount(point.encode(), _DETACH)
+            why = f"pivot_root: {error.strerror} (is the host's root an initramfs?)"
+            raise SealError("private_root", why) from error
         self._new = host_descriptors.keep(os.open("/", os.O_PATH | os.O_CLOEXEC))
 
     def _bind_system(self, path: str, real: str) -> None:
@@ -187,19 +189,20 @@ class PrivateRoot:
             _set_attributes(tree, b"", _ATTR_RDONLY | _ATTR_NOSUID | _ATTR_NODEV, recursive=True)
             self._attach(tree, at or path, folder=_is_folder(tree))
 
-    def _bind_owned(self, path: str) -> None:
-        """Writable, and the turn's own, whoever owns it on the host."""
+    def _bind_owned(self, path: str, owner: tuple[int, int] | None = None) -> tuple[int, int]:
+        """Writable, and the turn's own, whoever owns it on the host. `owner`: only what is theirs is the turn's own."""
         with _opened(self._clone(path, recursive=self._unprivileged)) as tree:
             found = os.stat(tree)
-            owner = (found.st_uid, found.st_gid)
+            owner = owner or (found.st_uid, found.st_gid)
             _set_attributes(tree, b"", _ATTR_NOSUID | _ATTR_NODEV, recursive=self._unprivileged)
             if not self._unprivileged and owner != self._ids:
                 try:
                     idmap.translate(tree, owner, self._ids)
                 except OSError as error:
-                    why = _cannot_translate(path, found.st_uid, self._ids[0], error)
+                    why = _cannot_translate(path, owner[0], self._ids[0], error)
                     raise SealError("tenant_uid", why) from error
             self._attach(tree, path, folder=stat.S_ISDIR(found.st_mode))
+            return owner
 
     def _clone(self, path: str, *, recursive: bool) -> int:
         """From the host."""
