@@ -22,7 +22,7 @@ class Tenants:
     async def call(self, method: str, path: str, body: object = None, *, status: int | None = None, **kwargs) -> dict:
         return await self.server.call(method, path, body, status=status, headers=self.operator, **kwargs)
 
-    async def add(self, tenant: str, *, scopes: Iterable[str] = ("run",), **new: object) -> dict[str, str]:
+    async def add(self, tenant: str, scopes: Iterable[str] = ("run",), **new: object) -> dict[str, str]:
         """→ the headers of a caller in a new tenant."""
         await self.call("POST", "/v1/admin/tenants", {"tenant": tenant, **new}, status=201)
         return await self.key(tenant, scopes)

@@ -184,11 +184,12 @@ class Provider:
                     http.stream(method, url, data=form, headers={"Accept": "application/json"}) as response,
                 ):
                     async for chunk in response.aiter_bytes():
-                        body += chunk
-                        if len(body) > ANSWER_BYTES_MAX:
-                            raise ProviderError(f"the identity provider's answer is over {ANSWER_BYTES_MAX} bytes")
+                        if len(body) <= ANSWER_BYTES_MAX:  # the rest is read and dropped, for FETCH_S at most
+                            body += chunk
             if response.status_code != 200:
                 raise ProviderError(f"the identity provider answered {response.status_code}")
+            if len(body) > ANSWER_BYTES_MAX:
+                raise ProviderError(f"the identity provider's answer is over {ANSWER_BYTES_MAX} bytes")
             return msgspec.json.decode(body, type=dict[str, Any])
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, trio.TooSlowError) as error:
             raise ProviderError(f"the identity provider does not answer: {type(error).__name__}") from error

@@ -1,18 +1,20 @@
 """What a request may name: a workspace, attachments in it, a message.
 
 A workspace is decided on its real path, after every symbolic link, and allowed before it is looked for: an answer tells
-nobody what exists outside of the roots. The decision holds for the moment it is made; that a link is not swapped
-afterwards is the seal's to hold, which mounts the folder itself.
+nobody what exists outside of the roots. The decision holds for the moment it is made: who uses the folder afterwards
+opens it without following a link (`open_beneath`), or mounts it, as the seal does.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hermetic.protocol.errors import ClientError, EmptyMessage, TooLarge, UnknownWorkspace, WorkspaceNotAllowed
+from hermetic.supervisor.beneath import make_beneath, open_beneath
 
 PATH_BYTES_MAX = 4095
 """PATH_MAX of Linux without its NUL; a longer path can never be opened."""
@@ -51,42 +53,43 @@ def resolve_workspace(
     if not _is_plain(session_id):
         raise UnknownWorkspace("the session's id cannot name a folder")
     if asked is None or asked == str(own):  # before links are followed: one may have taken its place
-        return _made(own)
+        return _made(own, data)
     path = _real(asked)
     if path == own:
-        return _made(own)
-    if not _allowed(path, [Path(os.path.realpath(Path(root).expanduser())) for root in roots], data):
+        return _made(own, data)
+    if not (containing := _allowed(path, [Path(os.path.realpath(Path(root).expanduser())) for root in roots], data)):
         raise WorkspaceNotAllowed(f"the workspace {_echo(asked)} is outside of the folders that this server allows")
     try:
-        found = path.is_dir()
-    except OSError:  # a folder on the way that may not be entered
-        found = False
-    if not found:
-        raise UnknownWorkspace(f"there is no folder {_echo(asked)}")
+        os.close(open_beneath(containing[0], path))
+    except OSError:  # nothing there, no folder, one on the way that may not be entered, or a link since we looked
+        raise UnknownWorkspace(f"there is no folder {_echo(asked)}") from None
     return path
 
 
-def _allowed(path: Path, roots: list[Path], data: Path) -> bool:
+def _allowed(path: Path, roots: list[Path], data: Path) -> list[Path]:
+    """Those of the roots that allow it."""
     containing = [root for root in roots if path.is_relative_to(root)]
     if data.is_relative_to(path):
-        return False
+        return []
     if path.is_relative_to(data):
         containing = [root for root in containing if root.is_relative_to(data) and root != data]
     for folder in SYSTEM_FOLDERS:
         if path.is_relative_to(folder):
             containing = [root for root in containing if root.is_relative_to(folder)]
-    return bool(containing)
+    return containing
 
 
-def _made(own: Path) -> Path:
-    """Without following a link that somebody put in its place."""
-    try:
-        own.parent.mkdir(parents=True, exist_ok=True)
-        own.mkdir(mode=0o700, exist_ok=True)
-    except FileExistsError:
-        raise UnknownWorkspace("the session's own workspace is not a folder any more") from None
+def _made(own: Path, data: Path) -> Path:
+    """Without following a link that somebody put in its place, or above it."""
     if own.is_symlink():
         raise WorkspaceNotAllowed("the session's own workspace was replaced by a link")
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        make_beneath(data, own)
+    except OSError as error:
+        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+            raise
+        raise UnknownWorkspace("the session's own workspace is not a folder any more") from None
     return own
 
 

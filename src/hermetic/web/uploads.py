@@ -28,6 +28,7 @@ from werkzeug.http import parse_options_header
 from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder, NeedData
 
 from hermetic.protocol.errors import ClientError, Conflict, HostError, StorageError, TooLarge, UnsupportedMediaType
+from hermetic.supervisor.beneath import open_beneath
 
 PATHS = frozenset({"/api/upload"})
 """Where a body may be larger than server.body_bytes_max."""
@@ -171,7 +172,7 @@ def place(source: IO[bytes], workspace: Path, name: str) -> Path:
     Raises `ClientError`, `Conflict` where a folder has the name, `StorageError`.
     """
     try:
-        folder = os.open(workspace, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        folder = open_beneath(Path("/"), workspace)
     except OSError as error:
         raise ClientError(f"the session's workspace cannot be opened: {error.strerror}") from error
     draft = f".upload-{secrets.token_hex(8)}"
