@@ -122,6 +122,7 @@ class Scrubber:
     def __init__(self, pieces: list[str]) -> None:
         self._pieces = pieces
         self._sorted = sorted(pieces)
+        self._heads = frozenset(piece[0] for piece in pieces)
         self._by_gram: dict[str, list[str]] = {}
         for piece in pieces:
             self._by_gram.setdefault(piece[:VALUE_CHARACTERS_MIN], []).append(piece)
@@ -132,8 +133,12 @@ class Scrubber:
         before them ended with a mark."""
 
     def feed(self, part: str) -> str:
-        text = self._held + part
-        return self._say(text, self._spans(text), self._hold_from(text))
+        text = self._held + part if self._held else part
+        spans, end = self._spans(text), self._hold_from(text)
+        if not spans and end == len(text) and self._covered is None:
+            self._held = ""
+            return text
+        return self._say(text, spans, end)
 
     def close(self) -> str:
         text = self._held
@@ -169,6 +174,8 @@ class Scrubber:
 
     def _spans(self, text: str) -> list[tuple[int, int]]:
         """Wherever a piece is; they may overlap."""
+        if len(text) < VALUE_CHARACTERS_MIN:  # most words of a stream
+            return []
         spans = []
         if len(self._pieces) > max(min(len(text), FINDS_MAX), 1):
             for at in range(len(text) - VALUE_CHARACTERS_MIN + 1):
@@ -192,8 +199,10 @@ class Scrubber:
     def _hold_from(self, text: str) -> int:
         """Where the longest end of the text begins that is the beginning of a piece, and not all of it."""
         for at in range(max(0, len(text) - self._longest), len(text)):
-            if any(len(piece) > len(text) - at for piece in self._beginning_with(text[at:])):
-                return at
+            if text[at] in self._heads:
+                end = text[at:]
+                if any(len(piece) > len(end) for piece in self._beginning_with(end)):
+                    return at
         return len(text)
 
     def _cut_piece(self, text: str) -> tuple[int, int] | None:
