@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import aclosing
 from typing import Any, NamedTuple
 
 import httpx
@@ -137,6 +138,14 @@ async def test_another_tenants_identifiers_answer_as_those_that_do_not_exist(wor
             answer = (await http.get(path, headers=bob)).text
             assert ids["session_id"] not in answer
             assert ids["turn_id"] not in answer
+        first = await first_event(http, "/v1/events", ann)
+        assert ids["turn_id"].encode() in first
+        cursor = next(line for line in first.split(b"\n") if line.startswith(b"id: "))[4:].decode()
+        for asked in ("", f"?session_id={ids['session_id']}", f"?after={cursor}"):
+            heard = await first_event(http, f"/v1/events{asked}", bob)
+            assert heard.startswith((b"retry:", b"id:")), heard
+            assert b"event: reset" in heard
+            assert ids["turn_id"].encode() not in heard
         health = (await http.get("/v1/health", headers=bob)).json()
         assert (health["sessions"], health["active_turns"], health["queued_turns"]) == (0, 0, 0)
         # The same name is free for Bob, and gives him nothing of Ann's.
@@ -146,6 +155,18 @@ async def test_another_tenants_identifiers_answer_as_those_that_do_not_exist(wor
         assert "Plum" not in json.dumps(mine)
         assert "ask me" not in json.dumps(mine)
         assert await snapshot(http, ann, ids) == before
+
+
+async def first_event(http: httpx.AsyncClient, path: str, headers: dict[str, str]) -> bytes:
+    heard = b""
+    async with http.stream("GET", path, headers=headers) as response:
+        assert response.status_code == 200
+        async with aclosing(response.aiter_raw()) as chunks:
+            async for chunk in chunks:
+                heard += chunk
+                if b"\n\n" in heard:
+                    break
+    return heard.partition(b"\n\n")[0]
 
 
 async def snapshot(http: httpx.AsyncClient, headers: dict[str, str], ids: dict[str, str]) -> list[Any]:

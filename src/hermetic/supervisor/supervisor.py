@@ -250,6 +250,11 @@ class Supervisor:
         for live in [live for live in self._live.values() if live.spec.tenant == tenant]:
             await self._whole(partial(self._cancel_turn, live.turn_id))
 
+    async def remove_tenant(self, tenant: str) -> None:
+        """Also from memory: a later tenant of that name must not hear what this one's turns have said."""
+        await self.identities.remove_tenant(tenant)
+        self._tenant_feeds.pop(tenant, None)
+
     async def _cancel_turn(self, turn_id: str) -> None:
         if (row := await self.store.turn(turn_id)) is not None:
             await self._cancel(row)

@@ -71,7 +71,7 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
 
     @admin.delete("/v1/admin/tenants/<tenant>")
     async def remove_tenant(tenant: str) -> Response:
-        await identities.remove_tenant(managed(tenant))
+        await supervisor.remove_tenant(managed(tenant))
         return Response(b"", 204)
 
     @admin.get("/v1/admin/tenants/<tenant>/users")
