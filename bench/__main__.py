@@ -8,10 +8,10 @@ from __future__ import annotations
 import argparse
 import time
 
-from bench import ceiling, fanout, first_event, flat, hostile, idle, resume, start, turns
+from bench import ceiling, fanout, first_event, flat, hostile, idle, resume, start, tenants, turns
 from bench.report import PAGE, add_sizes, as_markdown, document, goals_table, say, size_of, write_section
 
-ALL = (ceiling, start, first_event, fanout, turns, idle, resume, flat, hostile)
+ALL = (ceiling, start, first_event, fanout, turns, idle, resume, flat, hostile, tenants)
 
 
 def main() -> None:

@@ -38,7 +38,7 @@ def _receive(connection: socket.socket, until: bytes, have: bytes = b"") -> byte
 def post_to_first(server: Contestant, path: str, stream: str, body: object) -> Begun:
     """POST on a new connection, then the turn's stream on another. `stream`: a path with `{}` for the turn's id."""
     payload = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nContent-Type: application/json\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nContent-Type: application/json\r\n{server.authorization()}"
     begun = time.perf_counter()
     with _connect(server.port) as posting:
         posting.sendall(f"{head}Content-Length: {len(payload)}\r\n\r\n".encode() + payload)
@@ -94,4 +94,4 @@ def glimpse(server: Contestant, path: str) -> None:
 
 
 def _get(server: Contestant, path: str) -> bytes:
-    return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n\r\n".encode()
+    return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n{server.authorization()}\r\n".encode()

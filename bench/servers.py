@@ -26,7 +26,7 @@ READY_S = 60
 SETTLE_S = 0.4
 """From the opening of a gate to the begin of the window: longer than any emitter needs to notice it."""
 
-AGENTS = ("steady", "counted", "hello", "rest")
+AGENTS = ("steady", "counted", "hello", "rest", "forks")
 
 
 class Contestant:
@@ -40,6 +40,12 @@ class Contestant:
         self.load = load
         self.turns: list[str] = []
         """Paths of the streams of its turns, one each."""
+        self.key: str | None = None
+        """What requests are sent with."""
+
+    def authorization(self) -> str:
+        """A line of a request's head, or none."""
+        return f"Authorization: Bearer {self.key}\r\n" if self.key else ""
 
     def connect(self, readers: int) -> None:
         self.load.connect(self.port, [self.turns[n % len(self.turns)] for n in range(readers)])
@@ -162,13 +168,28 @@ class Hermetic(Contestant):
     def call(self, method: str, path: str, body: object = None) -> dict[str, Any]:
         with self._asking() as connection:
             data = None if body is None else json.dumps(body)
-            connection.request(method, path, data, {"Content-Type": "application/json"})
+            bearer = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+            connection.request(method, path, data, {"Content-Type": "application/json", **bearer})
             response = connection.getresponse()
             answer = response.read()
         if response.status >= 300:
             raise RuntimeError(f"{method} {path}: {response.status} {answer[:500]!r}")
         decoded: dict[str, Any] = json.loads(answer)
         return decoded
+
+    def note_key(self) -> str:
+        """The operator's: who can read the data directory has it."""
+        return str(json.loads(Path(self.gate.path).with_name("server.json").read_text())["key"])
+
+    def add_tenant(self, tenant: str, operator: str, at_once: int) -> str:
+        """→ a key for it. From the first tenant on every request needs one."""
+        self.key = operator
+        self.call(
+            "POST",
+            "/v1/admin/tenants",
+            {"tenant": tenant, "quotas": {"turns_at_once": at_once, "turns_per_minute": None}},
+        )
+        return str(self.call("POST", f"/v1/admin/tenants/{tenant}/keys", {})["key"])
 
     def session(self, agent: str) -> str:
         return str(self.call("POST", "/v1/sessions", {"agent": agent})["session_id"])
@@ -215,6 +236,7 @@ _AGENT = """
 [agents.{name}]
 target = "emitters:{name}"
 python_path = [{path}]
+limits = {{ processes_max = 32 }}
 """
 _COLD = """
 [agents.hello_cold]

@@ -50,6 +50,23 @@ def hello(message: str) -> Iterator[str]:
     yield f"{time.monotonic_ns()}{WORDS}"
 
 
+FORKS_MAX = 200
+"""Where nothing limits its processes, it stops by itself: the host is also somebody's."""
+
+
+def forks(turn: Turn) -> None:
+    """Forks until it may not, and again as soon as it may."""
+    turn.token("forking")
+    for _ in range(FORKS_MAX):
+        try:
+            if os.fork() == 0:
+                time.sleep(60)
+                os._exit(0)
+        except OSError:
+            time.sleep(0.05)
+    time.sleep(60)
+
+
 def rest(turn: Turn) -> None:
     """Says that it is there, after a collection, and waits to be killed."""
     gc.collect()

@@ -125,10 +125,16 @@ async def test_streams_beyond_the_quota_are_refused_and_one_that_closes_makes_ro
     acme = await Tenants(server).add("acme", quotas={"streams": 1})
     turn = (await begin(server, acme, str(tmp_path / "go"))).json()["turn_id"]
     await until(server, acme, turn, "running")
-    async with server.stream(turn, headers=acme) as events:
-        await anext(events)
-        refused = await call(server, acme, "GET", f"/v1/turns/{turn}/events")
-        assert (refused.status_code, refused.json()["quota"]) == (429, "streams")
+    host, port = server.url.removeprefix("http://").split(":")
+    asked = (
+        f"GET /v1/turns/{turn}/events HTTP/1.1\r\nHost: {host}:{port}\r\nAuthorization: {acme['Authorization']}\r\n\r\n"
+    )
+    async with await trio.open_tcp_stream(host, int(port)) as reader:
+        await reader.send_all(asked.encode())
+        assert (await reader.receive_some(15)) == b"HTTP/1.1 200 \r\n"[:15]
+        for path in (f"/v1/turns/{turn}/events", "/v1/events"):
+            refused = await call(server, acme, "GET", path)
+            assert (refused.status_code, refused.json()["quota"]) == (429, "streams")
     (tmp_path / "go").touch()
     await until(server, acme, turn, "done")
     assert (await call(server, acme, "GET", f"/v1/turns/{turn}/events")).status_code == 200

@@ -540,7 +540,8 @@ class Supervisor:
         live = self._live.get(turn_id)  # before the row: a turn that is not live now has its end in the row
         row = await self._turn(turn_id, by)
         if live:
-            self._governor.check_streams(by.tenant, self._live.values())
+            beside = self._tenant_feeds[by.tenant].readers if by.tenant in self._tenant_feeds else 0
+            self._governor.check_streams(by.tenant, self._live.values(), more=beside)
         last_seq = live.feed.last_seq if live else row.last_seq
         after = cursor.seq if cursor else 0
         feed = live.feed if live else None
