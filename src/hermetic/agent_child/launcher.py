@@ -26,8 +26,8 @@ from hermetic.agent_child.keeper import DIED, Kept, Tree, Watch, on_sigterm, ref
 from hermetic.agent_child.preload import CannotPreload, preload
 from hermetic.protocol import launch
 
-IDLE_MS = 10
-"""Without anything to do for so long, a standby is forked: longer than the start of a turn takes."""
+IDLE_MS = 2
+"""Without anything to do for so long, a standby is forked: longer than from one step of a turn's start to the next."""
 
 
 def main(arguments: list[str]) -> NoReturn:
