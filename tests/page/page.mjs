@@ -233,11 +233,13 @@ const SCENARIOS = {
   },
 
   async a_busy_session_shows_its_turn_and_keeps_what_was_typed(page) {
+    // As if this page did not hear that another one has started a turn.
+    for (const deaf of ["**/v1/sessions?*", "**/v1/events*"]) await page.route(deaf, (route) => route.abort());
+    await page.reload();
     await say(page, "count to 3");
     await idle(page);
-    await page.waitForLoadState("networkidle"); // it has read the session after the turn's end
-    // As if this page had not heard yet that another one has started a turn.
-    await page.route("**/v1/sessions?*", (route) => route.abort());
+    // It has read the session after the turn's end: once when it was begun, once to start the turn, once now.
+    await page.waitForFunction(() => performance.getEntriesByType("resource").filter((e) => /\/sessions\/\w+\/turns$/.test(e.name)).length >= 3);
     await page.evaluate(async () => {
       const started = await fetch(`v1/sessions/${location.hash.slice(4)}/turns`, {
         method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ message: "count to 30 slowly" }),

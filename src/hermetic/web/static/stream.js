@@ -149,13 +149,14 @@ export function followAll(onTurn) {
 // `lastSeq()`: where to go on. `onClosed(problem)`: nothing more will come; problem null when the turn has ended.
 export function follow(turnId, { onEvent, onLink, onClosed, lastSeq }) {
   let own = null; // the turn's own stream, while it is needed
+  let reading = false;
   let ownLink = "connecting";
   let quiet = 0;
   let ended = false;
 
   const follower = {
     link() {
-      if (!ended) onLink(own ? ownLink : common === "open" ? "open" : "reconnecting");
+      if (!ended) onLink(reading ? ownLink : common === "open" ? "open" : "reconnecting");
     },
     take(name, data, seq) {
       if (ended || (seq !== null && seq <= lastSeq())) return;
@@ -165,19 +166,21 @@ export function follow(turnId, { onEvent, onLink, onClosed, lastSeq }) {
       leaveOwn(); // the common stream has caught up with it
     },
     missed() {
-      if (!own && !ended) readOwn();
+      if (!reading && !ended) readOwn();
     },
   };
 
   function leaveOwn() {
     clearTimeout(quiet);
-    if (!own || common !== "open") return;
+    if (!reading || common !== "open") return;
     own.close();
-    own = null;
+    reading = false;
     follower.link();
   }
 
   function readOwn() {
+    reading = true;
+    ownLink = "connecting";
     own = read(() => api.eventsUrl(turnId, lastSeq()), {
       onEvent(name, data, id) {
         clearTimeout(quiet);
