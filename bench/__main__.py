@@ -1,4 +1,4 @@
-"""`python -m bench`: all measurements, and their figures into docs/performance.md.
+"""`python -m bench`: all measurements, their figures into docs/performance.md and their plots into docs/plots.
 
 --quick prints them and leaves the document alone, unless --write is given.
 """
@@ -9,8 +9,11 @@ import argparse
 import time
 
 from bench import ceiling, fanout, first_event, flat, hostile, idle, resume, start, tenants, turns
+from bench.plot import svg
 from bench.report import PAGE, add_sizes, as_markdown, document, goals_table, say, size_of, write_section
 
+PLOTS = "plots"
+"""The folder beside the page."""
 ALL = (ceiling, start, first_event, fanout, turns, idle, resume, flat, hostile, tenants)
 
 
@@ -29,7 +32,13 @@ def main() -> None:
         print(as_markdown(reports[-1]), end="\n\n", flush=True)
     print(goals_table(goal for report in reports for goal in report.goals))
     if size == "full" or given.write:
-        write_section(PAGE, document(reports, size, time.monotonic() - begun))
+        plots = {}
+        for module, report in zip(ALL, reports, strict=True):
+            name = f"{PLOTS}/{module.__name__.rpartition('.')[2]}.svg"
+            (PAGE.parent / PLOTS).mkdir(exist_ok=True)
+            (PAGE.parent / name).write_text(svg(report), encoding="utf-8")
+            plots[report.title] = name
+        write_section(PAGE, document(reports, size, time.monotonic() - begun, plots))
         say(f"--- written: {PAGE}")
 
 

@@ -8,7 +8,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -103,8 +103,11 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in rows)
 
 
-def as_markdown(report: Report) -> str:
+def as_markdown(report: Report, plot: str | None = None) -> str:
+    """`plot`: the address of its picture."""
     parts = [f"### {report.title}"]
+    if plot is not None:
+        parts.append(f"![{report.title}]({plot})")
     parts.append(
         _table(
             ("what", "who", "median (least – greatest)", "unit", "rounds"),
@@ -140,8 +143,8 @@ def host() -> str:
     )
 
 
-def document(reports: Sequence[Report], size: Size, seconds: float) -> str:
-    """The generated part of docs/performance.md."""
+def document(reports: Sequence[Report], size: Size, seconds: float, plots: Mapping[str, str]) -> str:
+    """The generated part of docs/performance.md. `plots`: a report's title → its picture."""
     what = "Full run" if size == "full" else f"{size.capitalize()} run (too short to be quoted)"
     goals = sorted((goal for report in reports for goal in report.goals), key=lambda goal: goal.number)
     return "\n\n".join(
@@ -149,7 +152,7 @@ def document(reports: Sequence[Report], size: Size, seconds: float) -> str:
             f"{what}, {host()}; it took {seconds:.0f} s.",
             "### Goals",
             goals_table(goals),
-            *map(as_markdown, reports),
+            *(as_markdown(report, plots.get(report.title)) for report in reports),
         ]
     )
 

@@ -10,6 +10,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 from typing import get_args
+from xml.etree import ElementTree
 
 import pytest
 
@@ -18,6 +19,7 @@ sys.path.insert(0, str(ROOT))  # `bench` is not installed: it runs from the repo
 
 from bench import report
 from bench.__main__ import ALL
+from bench.plot import svg
 
 MODULES = [module.__name__ for module in ALL]
 
@@ -64,6 +66,17 @@ def test_every_measurement_knows_every_size(name: str) -> None:
     sizes = import_module(name).SIZES
     assert set(sizes) == set(get_args(report.Size))
     assert getattr(sizes["full"], "rounds", 5) >= 5
+
+
+def test_a_plot_has_a_bar_for_each_contestant_and_escapes_their_names() -> None:
+    rows = [
+        report.Row("delay", "hermetic", "ms", [1.0, 3.0, 2.0]),
+        report.Row("delay", "<other>", "ms", [4.0]),
+        report.Row("alone", "hermetic", "ms", [1.0]),
+    ]
+    tree = ElementTree.fromstring(svg(report.Report("x", rows)))
+    texts = [element.text for element in tree.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts == ["delay, ms", "hermetic", "2 (1 – 3)", "<other>", "4"]
 
 
 # --- the report ---------------------------------------------------------------------------------------------------

@@ -146,11 +146,11 @@ NAMES = ",".join(event_name(kind) for kind in get_args(ReaderEvent))
 NODE = shutil.which("node")
 
 
-async def by_node(script: str, url: str) -> list[Said]:
+async def by_node(script: str, url: str, *more: str) -> list[Said]:
     if NODE is None or not (HERE / "node_modules").is_dir():
         pytest.skip(f"{script} needs node, and `npm ci` in tests/clients: this client was NOT tested")
     done = await trio.run_process(
-        [NODE, str(HERE / script), url, NAMES],
+        [NODE, str(HERE / script), url, NAMES, *more],
         capture_stdout=True,
         capture_stderr=True,
         check=False,
@@ -159,6 +159,14 @@ async def by_node(script: str, url: str) -> list[Said]:
     assert done.returncode == 0, (done.returncode, done.stderr.decode())
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     return [Said(event_id, name, json.loads(data)) for event_id, name, data in lines]
+
+
+async def by_chromium(url: str) -> list[Said]:
+    """In headless mode, from tests/page's own driver."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None or not (HERE.parent / "page" / "node_modules" / "playwright-core").is_dir():
+        pytest.skip("needs chromium, and `npm ci` in tests/page: a browser's EventSource was NOT tested")
+    return await by_node("chromium.mjs", url, browser)
 
 
 def in_a_thread(read: Callable[[str], list[Said]]) -> Callable[[str], Awaitable[list[Said]]]:
@@ -176,6 +184,7 @@ READERS: dict[str, Callable[[str], Awaitable[list[Said]]]] = {
     "eventsource-parser": partial(by_node, "eventsource_parser.mjs"),
     "fetch-event-source": partial(by_node, "fetch_event_source.mjs"),
     "ag-ui": partial(by_node, "ag_ui.mjs"),
+    "chromium": by_chromium,
 }
 STOP_AT_A_CLEAN_END = {"hermetic.client", "fetch-event-source"}
 """These do not ask again after stream_end and a clean end; the others are told by 204."""

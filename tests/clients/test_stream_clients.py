@@ -98,8 +98,9 @@ async def test_every_event_comes_once_in_order_and_unchanged(server, client):
         got = await read(client, f"{proxy.url}/v1/turns/{turn}/events")
         check_same(got, await journal(server, turn))
         assert text(got) == "".join(PIECES)
-        assert len(proxy.requests) == 1 or b"HTTP/1.1 204" in b"".join(proxy.answers), "it knows that this is the end"
-        assert len(proxy.requests) <= (1 if client in STOP_AT_A_CLEAN_END else 2), "and does not ask again and again"
+        asked = [request for request in proxy.requests if request]  # a browser connects in advance
+        assert len(asked) == 1 or b"HTTP/1.1 204" in b"".join(proxy.answers), "it knows that this is the end"
+        assert len(asked) <= (1 if client in STOP_AT_A_CLEAN_END else 2), "and does not ask again and again"
 
 
 async def test_a_heartbeat_is_no_event(server, client):
@@ -120,10 +121,12 @@ async def test_a_heartbeat_is_no_event(server, client):
 @pytest.mark.parametrize("reset", [False, True], ids=["fin", "rst"])
 async def test_cuts_anywhere_cost_no_event_and_repeat_none(server, client, ended_turn, reset):
     truth = await journal(server, ended_turn)
-    async with cutting_proxy(server.url, CUTS, reset=reset) as proxy:
+    # A head that ends in a FIN is whole to Chromium, over plain HTTP: a type that is cut off ends an EventSource for good.
+    cuts = [cut for cut in CUTS if not (client == "chromium" and cut == 40)]
+    async with cutting_proxy(server.url, cuts, reset=reset) as proxy:
         got = await read(client, f"{proxy.url}/v1/turns/{ended_turn}/events")
         check_same(got, truth)
-        assert len(proxy.requests) > len(CUTS), "every cut was met"
+        assert len(proxy.requests) > len(cuts), "every cut was met"
 
 
 async def test_cuts_while_the_agent_speaks_cost_nothing_either(server, client):
@@ -143,9 +146,10 @@ async def test_a_cut_between_the_last_event_and_the_end_of_the_body_is_the_end_t
     async with cutting_proxy(server.url, [end]) as proxy:
         got = await read(client, f"{proxy.url}/v1/turns/{ended_turn}/events")
         check_same(got, truth)
-        assert len(proxy.requests) <= 2
-        if len(proxy.requests) == 2:
-            assert proxy.answers[1].startswith(b"HTTP/1.1 204")
+        asked = [n for n, request in enumerate(proxy.requests) if request]  # a browser connects in advance
+        assert len(asked) <= 2
+        if len(asked) == 2:
+            assert proxy.answers[asked[1]].startswith(b"HTTP/1.1 204")
 
 
 async def test_a_cut_between_the_two_line_ends_of_an_event_costs_one_client_the_event(server, client, ended_turn):

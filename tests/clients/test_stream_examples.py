@@ -14,18 +14,42 @@ pytestmark = pytest.mark.xdist_group("stream_wire")
 DOCUMENT = Path(__file__).parents[2] / "docs" / "streams.md"
 
 
-def example(language: str) -> str:
-    [code] = re.findall(rf"^```{language}\n(.*?)^```$", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
-    return code
+def example(language: str, number: int = 0, of: int = 1) -> str:
+    codes = re.findall(rf"^```{language}\n(.*?)^```$", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+    assert len(codes) == of
+    return codes[number]
 
 
 async def test_the_python_example_shows_the_text(server):
     turn = await server.plan(["say", "Hello, "], ["say", "wörld"])
     scope: dict = {}
-    exec(example("python"), scope)  # noqa: S102 - our own document
+    exec(example("python", 0, 2), scope)  # noqa: S102 - our own document
     shown: list[str] = []
     with trio.fail_after(PATIENCE_S):
         await scope["follow"](server.url, turn, shown.append, None)
+    assert "".join(shown) == "Hello, wörld"
+
+
+async def test_the_python_example_of_all_turns_shows_whose_text_it_is(server):
+    scope: dict = {}
+    exec(example("python", 1, 2), scope)  # noqa: S102 - our own document
+    shown: list[str] = []
+    session = await server.session(agent="plan")
+    with trio.fail_after(PATIENCE_S):
+        async with trio.open_nursery() as nursery:
+            begun, ended = trio.Event(), trio.Event()
+
+            def show(session_id, turn_id, event):
+                if session_id == session:
+                    shown.append(getattr(event, "text", ""))
+                    if type(event).__name__ == "StreamEnd":
+                        ended.set()
+
+            nursery.start_soon(scope["follow_all"], server.url, show, lambda turns: begun.set())
+            await begun.wait()
+            await server.plan(["say", "Hello, "], ["say", "wörld"], session=session)
+            await ended.wait()
+            nursery.cancel_scope.cancel()
     assert "".join(shown) == "Hello, wörld"
 
 

@@ -262,6 +262,15 @@ async def test_a_cursor_that_is_not_this_turns_resets_a_live_turn_which_then_goe
     assert rest[-1][0] == "stream_end"
 
 
+async def test_who_asks_for_a_snapshot_draws_at_once_and_goes_on_from_its_header(server, live_turn, ended_turn):
+    async with wire(server.url) as w:
+        await w.ask(f"/v1/turns/{live_turn}/events?after=snapshot")
+        [(name, reset, event_id)] = parsed(await w.chunk())
+        assert (name, reset["snapshot"]["text"], event_id) == ("reset", "one ", f"{live_turn}:2")
+    whole = await stream_of(server, ended_turn)
+    assert await stream_of(server, ended_turn, "?after=snapshot", "Last-Event-ID: 9") == whole[9:]
+
+
 async def test_the_reader_of_a_reset_goes_on_from_its_id_without_another(server, ended_turn):
     [(_, _, event_id)] = await stream_of(server, ended_turn, "?after=other:1")
     async with wire(server.url) as w:

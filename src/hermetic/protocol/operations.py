@@ -247,7 +247,10 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
         tag="turns",
         query=(
-            Param("after", "The last event seen: its id or its bare number; 0: from the start."),
+            Param(
+                "after",
+                "The last event seen: its id or its bare number; 0: from the start; `snapshot`: begin with a `reset`.",
+            ),
             Param("last_event_id", "The same, for clients that can set no header."),
             Param("ping", "`1`: with each heartbeat a `ping` event whose data is `{}`.", Literal["0", "1"]),
         ),

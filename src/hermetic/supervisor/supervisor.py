@@ -552,7 +552,7 @@ class Supervisor:
         if cursor.turn_id != turn_id:
             reason = f"the cursor belongs to another turn than {turn_id}"
         else:
-            reason = "the cursor is not one that this turn has given out"
+            reason = "a snapshot was asked for, or the cursor is not one that this turn has given out"
         fold = live.fold if live else await self._fold_journal(turn_id)
         snapshot = fold.snapshot(turn_id, live.state.name if live else row.state)
         return Reader(turn_id, snapshot.seq, feed, self.store), events.Reset(reason=reason, snapshot=snapshot)
