@@ -8,7 +8,7 @@ from bench.raw import Begun, first_token, post_to_first
 from bench.report import Goal, Report, Row, Size, main, percentile, say
 from bench.servers import Host
 
-OURS, COLD, SEED = "hermetic", "hermetic, start = \"cold\"", "seed's design (a thread)"
+OURS, COLD, SEED = "hermetic", 'hermetic, start = "cold"', "seed's design (a thread)"
 
 
 class Sizes(NamedTuple):
