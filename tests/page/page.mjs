@@ -322,8 +322,10 @@ const SCENARIOS = {
     await idle(page);
     await page.waitForFunction(() => document.querySelectorAll(".turn").length === 1);
     assert.equal(squeeze(await storedText(page)), "three");
-    await page.locator(".turn").last().getByRole("button", { name: "Try again" }).click();
-    await page.waitForFunction(() => document.querySelector("[aria-busy]") || document.querySelectorAll(".turn").length === 1);
+    await Promise.all([
+      page.waitForResponse((r) => r.request().method() === "POST" && r.url().endsWith("/turns")),
+      page.locator(".turn").last().getByRole("button", { name: "Try again" }).click(),
+    ]);
     await seen(page, "three");
     await idle(page);
     assert.equal(await page.locator(".turn").count(), 1);
