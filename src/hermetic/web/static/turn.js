@@ -190,7 +190,7 @@ export function describe(turn, link) {
 const VERDICTS = {
   failed: ["The agent failed", ""],
   cancelled: ["Stopped", "What was said so far is kept."],
-  crashed: ["The agent's process crashed", "What it said so far is kept, and nothing else on this server was touched."],
+  crashed: ["The agent's process crashed", "What it said so far is kept, and no other turn is affected."],
   timed_out: ["The turn ran out of time", "What it said so far is kept. Ask for less at once, or let the host raise turns.wall_s."],
   over_limit: ["The turn said more than the host allows", "What it said so far is kept."],
   lost: ["The server stopped while this turn ran", "What it said so far is kept."],
