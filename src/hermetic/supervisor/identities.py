@@ -374,13 +374,14 @@ def tenant_folder(data: Path, tenant: str) -> Path:
 
 def checked_roots(roots: list[str]) -> list[str]:
     """Absolute folders. Raises `ClientError`; whether they are there is looked at when they are used."""
-    for root in roots:
-        if not os.path.isabs(root) or "\0" in root or os.path.normpath(root) == "/":
+    normal = ["/" + os.path.normpath(root).lstrip("/") for root in roots]  # two slashes would stay two
+    for root, path in zip(roots, normal, strict=True):
+        if not os.path.isabs(root) or "\0" in root or path == "/":
             raise ClientError(
                 f"{root[:80]!r} cannot be a tenant's workspace root",
                 hint="Name a folder by its absolute path; the whole host (/) is no tenant's.",
             )
-    return [os.path.normpath(root) for root in roots]
+    return normal
 
 
 def _check_in_force(key: Key, now: float) -> None:
