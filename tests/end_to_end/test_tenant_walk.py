@@ -41,6 +41,7 @@ BODIES: dict[str, Any] = {
     "forgetTurns": {"turn_id": "TURN"},
     "getTicket": {"turn_id": "TURN"},
     "putUser": {"user": "u"},
+    "setSecret": {"name": "MY_KEY", "value": "0123456789"},
     "addTenant": {"tenant": "third"},
     "logIn": {"key": "x"},
 }

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hermetic.protocol import events
+from hermetic.supervisor.egress.model_rules import PLACEHOLDER
 from hermetic.supervisor.redact import MARK, Redactor, Scrubber, pieces_of, repeats_itself, secret_values
 
 KEY = "sk-live-4eC39HqLyjWDarjtT1zdp7dc"
@@ -219,6 +220,7 @@ def test_an_escaped_frame_is_read_before_it_is_judged():
 def test_secrets_are_the_stored_ones_and_those_whose_names_say_so():
     environment = {"A_TOKEN": "1", "OPENAI_API_KEY": "2", "HOME": "3", "STORED": "4", "db_password": "5"}
     assert secret_values(environment, ["STORED", "not there"]) == ["1", "2", "4", "5"]
+    assert secret_values({"OPENAI_API_KEY": PLACEHOLDER}) == []
     assert not Redactor([]), "nothing to look for, nothing to do"
     assert not Redactor(["short"]), "it would be found everywhere"
 

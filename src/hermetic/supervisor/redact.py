@@ -28,6 +28,7 @@ from msgspec import Struct
 
 from hermetic.protocol import events
 from hermetic.supervisor.config import is_secret_name
+from hermetic.supervisor.egress.model_rules import PLACEHOLDER
 
 MARK: Final = "[redacted]"
 VALUE_CHARACTERS_MIN: Final = 8
@@ -51,9 +52,11 @@ T = TypeVar("T")
 
 
 def secret_values(environment: Mapping[str, str], names: Iterable[str] = ()) -> list[str]:
-    """The values of a turn's environment that are secrets: of `names`, and of all whose name looks like it."""
+    """The values of a turn's environment that are secrets: of `names`, and of all whose name looks like it, but for the
+    placeholder that stands where there is no key."""
     known = set(names)
-    return [value for name, value in environment.items() if name in known or is_secret_name(name)]
+    held = {name: value for name, value in environment.items() if name in known or is_secret_name(name)}
+    return [value for value in held.values() if value != PLACEHOLDER]
 
 
 def pieces_of(values: Iterable[str]) -> list[str]:

@@ -46,8 +46,9 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
     @governance.post("/v1/admin/tenants/<tenant>/secrets")
     async def set_secret(tenant: str) -> Response:
         new = await body(api.NewSecret)
+        owner = managed(tenant)
         supervisor.sessions.check_profile(new.profile)
-        made = await supervisor.vault.set(managed(tenant), new.profile, new.name, new.value)
+        made = await supervisor.vault.set(owner, new.profile, new.name, new.value)
         return json_response(secret_view(made), 201)
 
     @governance.delete("/v1/admin/tenants/<tenant>/secrets/<profile>/<name>")
