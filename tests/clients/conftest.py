@@ -4,18 +4,6 @@ import pytest
 import trio
 from planned import Planned
 
-
-def stop(server: Planned) -> None:
-    assert server.process
-    if server.process.poll() is None:
-        server.process.terminate()
-        try:
-            server.process.wait(60)
-        except Exception:
-            server.process.kill()
-            raise
-
-
 WAYS = ["direct", "plain"]
 """How events reach a reader (`stream.direct`): written by the task that has news, or by the reader's own."""
 
@@ -26,7 +14,7 @@ def server(request, tmp_path_factory):
     planned = Planned(tmp_path_factory.mktemp("server"), request.param)
     trio.run(planned.start)
     yield planned
-    stop(planned)
+    planned.end()
 
 
 @pytest.fixture(params=WAYS)
@@ -35,4 +23,4 @@ async def own_server(request, tmp_path):
     planned = Planned(tmp_path, request.param)
     await planned.start()
     yield planned
-    stop(planned)
+    planned.end()

@@ -95,6 +95,16 @@ class Server:
         self.process.send_signal(signal.SIGTERM)
         return await self.wait()
 
+    def end(self, timeout_s: float = 60) -> None:
+        """For the end of a test, outside of trio as well: SIGTERM if it runs; it must be gone in time."""
+        if self.process and self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(timeout_s)
+            except Exception:
+                self.process.kill()
+                raise
+
     def kill(self) -> None:
         """kill -9."""
         assert self.process

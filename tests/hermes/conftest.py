@@ -100,10 +100,4 @@ async def hermes(tmp_path: Path, hermes_python: Path, provider: Provider):
 
     yield start
     for server in made:
-        if server.process and server.process.poll() is None:
-            server.process.terminate()
-            try:
-                server.process.wait(30)
-            except Exception:
-                server.process.kill()
-                raise
+        server.end(30)

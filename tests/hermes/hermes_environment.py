@@ -12,7 +12,7 @@ import venv
 from pathlib import Path
 
 REQUIREMENTS = ("hermes-agent==0.19.*", "msgspec>=0.22,<0.23")
-FOLDER = Path(__file__).parents[2] / ".cache" / "hermes-venv"
+FOLDER = (Path(__file__).parents[2] / ".cache").resolve() / "hermes-venv"
 
 
 class CannotInstall(Exception):

@@ -191,5 +191,4 @@ def test_a_mark_that_names_no_table_is_an_error() -> None:
 
 def test_unions_hold_what_their_names_say() -> None:
     assert set(get_args(events.JournalEvent)) == set(READER_EVENTS) - set(get_args(events.StreamEvent))
-    assert set(get_args(events.TerminalEvent)) <= set(get_args(events.SupervisorEvent))
     assert not set(get_args(events.SupervisorEvent)) & set(CHILD_EVENTS)

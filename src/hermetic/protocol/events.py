@@ -320,7 +320,6 @@ SupervisorEvent = (
     Queued | Started | ApprovalResolved | ClarifyResolved | Steer | EgressDenied | Cancelling | Done | Apperror | Cancel
     | StreamEnd
 )
-TerminalEvent = Done | Apperror | Cancel
 
 
 # --- one reader's stream only -------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from hermetic.supervisor.store.interface import (
     TurnSpec,
     continuation,
 )
-from hermetic.supervisor.summary import Fold, compact, tag_attachments, with_timestamps
+from hermetic.supervisor.summary import TITLE_CHARACTERS, Fold, compact, tag_attachments, with_timestamps
 
 BRIEF_CHARACTERS = 64 << 10
 """Of an answer whose whole does not fit on the disk any more: a hundredth of the ballast."""
@@ -35,6 +35,8 @@ TOKENS_MAX = (1 << 53) - 1
 COST_MAX = 1e300
 """Of a session. Two turns that each name the largest float would add up to infinity, which JSON cannot carry: the
 session could be written, and then no list that has it could be read again."""
+TITLE_READ = 1000
+"""Of an agent's title; what stands behind so much white space is no title."""
 LONG_PARTS = ("reasoning", "tool_calls", "tool_results")
 
 Sliced = TypeVar("Sliced", str, list[str])
@@ -187,12 +189,16 @@ def session_change(now: float, usage: events.Usage, title: str | None) -> Change
     """What the end of a turn does to its session: totals, time, and the agent's title unless the user gave one."""
     return lambda session: msgspec.structs.replace(
         session,
-        title=session.title if session.title_by_user or not title else title,
+        title=session.title if session.title_by_user or not title else _one_line(title) or session.title,
         updated_at=now,
         input_tokens=min(session.input_tokens + usage.input_tokens, TOKENS_MAX),
         output_tokens=min(session.output_tokens + usage.output_tokens, TOKENS_MAX),
         estimated_cost=min(session.estimated_cost + usage.estimated_cost, COST_MAX),
     )
+
+
+def _one_line(title: str) -> str:
+    return " ".join(title[:TITLE_READ].split())[:TITLE_CHARACTERS].rstrip()
 
 
 def _messages(known: Ending, result: events.Result | None, now: int, *, brief: bool) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import stat
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from dotenv.parser import parse_stream
 
@@ -176,3 +176,14 @@ def _env_file_text(path: Path, where: str) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{where}: {path} is not UTF-8 at byte {error.start}", hint="Save it as UTF-8.") from None
+
+
+def turn_options(agent: Agent, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The agent's options with the toolsets that the turn asked for (the runner contract): of those that the host has
+    named in `options.toolsets`, where it has. Only hermes-agent has toolsets."""
+    wanted = asked.get("toolsets")
+    if agent.adapter != "hermes" or not isinstance(wanted, list):
+        return agent.options
+    allowed = agent.options.get("toolsets")
+    chosen = [name for name in wanted if isinstance(name, str) and (not allowed or name in allowed)]
+    return {**agent.options, "toolsets": chosen} if chosen else agent.options

@@ -48,8 +48,6 @@ class Fold:
 
     def __init__(self) -> None:
         self.last_seq = 0
-        self.total_bytes = 0
-        """Of the events' JSON."""
         self.usage = Usage()
         self.title: str | None = None
         """The last that the agent proposed."""
@@ -81,14 +79,13 @@ class Fold:
         """One entry of the journal."""
         seq, _, data = entry
         if seq > self.last_seq:
-            self.add(seq, _decode(data), len(data))
+            self.add(seq, _decode(data))
 
-    def add(self, seq: int, event: events.JournalEvent, size: int = 0) -> None:
-        """The same for an event that is decoded already; `size` is that of its JSON."""
+    def add(self, seq: int, event: events.JournalEvent) -> None:
+        """The same for an event that is decoded already."""
         if seq <= self.last_seq:
             return
         self.last_seq = seq
-        self.total_bytes += size
         match event:
             case events.Token(text=text):
                 self._say(text)

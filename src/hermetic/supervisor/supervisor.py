@@ -43,7 +43,7 @@ from hermetic.supervisor.config import Config, Quotas, default_agent, show
 from hermetic.supervisor.egress.model import open_upstream
 from hermetic.supervisor.egress.serve import Egress, egress_of, serve_egress
 from hermetic.supervisor.ending import BEFORE_START, BY_USER, SERVER_DIED, SERVER_STOPS, Ending, finish_of
-from hermetic.supervisor.environment import base_environment, turn_environment
+from hermetic.supervisor.environment import base_environment, turn_environment, turn_options
 from hermetic.supervisor.governor import Governor
 from hermetic.supervisor.hub import Pulse, Reader, TenantFeed, TenantReader
 from hermetic.supervisor.identities import Identities
@@ -403,6 +403,7 @@ class Supervisor:
         try:
             if self._tracer:
                 self._nursery.start_soon(self._tracer.follow, live.spec, live.feed, self.store)
+            await self._write_webui_state(live.spec)  # a page that is loaded again now shows what was asked
             await live.run()
             self.metrics.turn_ended(live, live.state.name, live.spec.created_at, time.time())
             await self._write_webui_state(live.spec)
@@ -420,7 +421,7 @@ class Supervisor:
             self._dispatch()
 
     async def _write_webui_state(self, spec: TurnSpec) -> None:
-        """As good as it goes: a turn has ended, whatever becomes of the file. The web UI is one tenant's, `local`."""
+        """As good as it goes: a turn runs and ends, whatever becomes of the file. The web UI is one tenant's, `local`."""
         if self.config.webui.state_dir is None or spec.tenant != LOCAL:
             return
         state_dir, session_id = Path(self.config.webui.state_dir), spec.session_id
@@ -496,7 +497,7 @@ class Supervisor:
                     output_tokens=session.output_tokens,
                     estimated_cost=session.estimated_cost,
                 ),
-                options=agent.options,
+                options=turn_options(agent, spec.asked),
                 frame_bytes_max=self.config.limits.frame_bytes_max,
                 approval_s=self.config.turns.approval_s,
                 grace_s=self.config.turns.grace_s,

@@ -1,4 +1,4 @@
-"""The file that a Hermes Web UI in front of this server keeps of each session, written for it at the end of a turn.
+"""The file that a Hermes Web UI in front of this server keeps of each session, written for it at the start and the end of a turn.
 
 Its client for a runner shows what streams, and on reload reads the session from its own state folder, where it expects
 the runner to have written it: `<state_dir>/sessions/<session_id>.json`, one JSON object. What that server says about the
@@ -50,7 +50,7 @@ def session_file(before: Mapping[str, Any], session: api.SessionView) -> dict[st
         "output_tokens": session.output_tokens,
         "estimated_cost": session.estimated_cost,
         "personality": session.personality,
-        "active_stream_id": session.active_turn_id,
+        "active_stream_id": None,  # it knows the streams of its own process alone, and takes others for broken
         "pending_user_message": None,
         "pending_attachments": [],
         "pending_started_at": None,

@@ -42,6 +42,8 @@ log = structlog.get_logger()
 LIST_MAX = 1000
 """Sessions of one list; the page draws them all."""
 UNTITLED = "Untitled"
+PERSONALITY_CHARACTERS = 64
+"""A key of the profile's configuration that somebody has typed there, and picks from a menu."""
 BUSY_HINT = "Wait for it, or cancel it."
 
 Json = dict[str, Any]
@@ -129,7 +131,7 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
             turn_id,
             [*said, request.headers.get("Last-Event-ID")],
             ping=args.get("ping") in ("1", "true"),
-            rewrite=partial(_whole, supervisor),
+            rewrite=partial(_whole, supervisor, caller()),
         )
 
     @seed.get("/api/chat/stream/status")
@@ -279,6 +281,8 @@ def blueprint(supervisor: Supervisor) -> Blueprint:
         if "name" not in given:
             raise ClientError("Missing required field: name")
         name = (text(given, "name") or "").strip() or None
+        if name and (len(name) > PERSONALITY_CHARACTERS or not name.isprintable()):
+            raise ClientError("the name of a personality is one line of 64 characters at most")
         await supervisor.sessions.change(session.session_id, api.ChangeSession(personality=name), by=caller())
         # The profile's configuration has the prompt, and the agent reads it there when a turn starts.
         return json_response({"ok": True, "personality": name, "prompt": ""})
