@@ -45,7 +45,9 @@ def run(turn):
 class World:
     """One server with the seal held at `level` at most, run by root or by an ordinary user."""
 
-    def __init__(self, level: int, user: str, more: str = "", limits: str = "") -> None:
+    def __init__(self, level: int, user: str, more: str = "", limits: str = "", attacker: str = "", **env: str) -> None:
+        """`more`, `limits`, `attacker`: TOML for the end of the file, `[limits]` and the attackers' agent. `env`: more for
+        the server's environment."""
         self.level, self.user = level, user
         # Not pytest's folder: that is closed to every user but root.
         self.folder = Path(tempfile.mkdtemp(prefix="hermetic-sandbox-"))
@@ -65,6 +67,7 @@ class World:
             adapter = "function"
             target = "attacks:run"
             python_path = ["agents"]
+            {attacker}
             [agents.sleeper]
             adapter = "function"
             target = "sleeper:run"
@@ -75,7 +78,7 @@ class World:
             """,
             arguments=["--insecure"] if level == 0 else [],
             prefix=[] if user == "root" else as_user(self.folder),
-            env={**os.environ, "SERVER_SECRET": "SERVER-ENV"},
+            env={**os.environ, "SERVER_SECRET": "SERVER-ENV", **env},
         )
         shutil.copy(Path(__file__).with_name("attacks.py"), self.server.agents / "attacks.py")
         self.server.write_agent("sleeper", SLEEPER)
