@@ -306,3 +306,14 @@ def test_a_bind_that_others_can_reach_needs_a_tenant(tmp_path):
     add = [sys.executable, "-m", "hermetic", "tenants", "add", "ann", "--data", str(tmp_path / "d")]
     subprocess.run(add, check=True, timeout=60)
     assert "everyone" not in starts()
+
+
+async def test_tenants_need_a_seal_that_holds_their_turns_apart(tmp_path):
+    (tmp_path / "c.toml").write_text("[seal]\nlevel_max = 1\n")
+    at = ["--data", str(tmp_path / "d"), "--config", str(tmp_path / "c.toml")]
+    add = [sys.executable, "-m", "hermetic", "tenants", "add", "ann", *at]
+    await trio.run_process(add, capture_stdout=True)
+    serve = [sys.executable, "-m", "hermetic", "serve", "--bind", "127.0.0.1:0", *at]
+    refused = await trio.run_process(serve, capture_stdout=True, capture_stderr=True, check=False)
+    assert refused.returncode == 2
+    assert b"does not hold their turns apart" in refused.stderr

@@ -34,6 +34,8 @@ from hermetic.web.connection import Connection
 
 log = structlog.get_logger()
 
+APART = 2
+"""The lowest level of the seal that promises something between tenants (SECURITY.md)."""
 CLOSE_S = 1.0
 """From the last turn's end to the exit: readers get its last events, a stalled one does not get more."""
 KEEP_ALIVE_S = 30.0
@@ -173,6 +175,11 @@ async def serve_task(
                     hint="Add a tenant first (`hermetic tenants add NAME`), bind to 127.0.0.1, or say --insecure.",
                 )
             log.warning("insecure", bind=config.server.bind, detail="everyone who can reach this may run commands here")
+        if supervisor.identities.configured and supervisor.seal.level < APART and not insecure:
+            raise HostError(
+                f"there are tenants, and seal level {supervisor.seal.level} does not hold their turns apart",
+                hint="`hermetic doctor` says how to get level 2 or 3; say --insecure if the tenants trust each other.",
+            )
         stop = trio.Event()
         url, listener = _listen(config.server)
         async with trio.open_nursery() as nursery:
