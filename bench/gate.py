@@ -18,7 +18,7 @@ class Gate:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)  # agents have users of their own
         fcntl.flock(self._fd, fcntl.LOCK_EX)
 
     @contextmanager

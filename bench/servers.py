@@ -103,7 +103,7 @@ class Host(ExitStack):
         folder = self._new("hermetic")
         config = folder / "hermetic.toml"
         config.write_text(_CONFIG.format(turns_max=turns_max) + "".join(_AGENT.format(name=a, path=json.dumps(
-            str(ROOT / "bench" / "agents"))) for a in AGENTS) + _COLD.format(path=json.dumps(
+            str(ROOT / "bench" / "agents")), gates=json.dumps(str(folder / "gates"))) for a in AGENTS) + _COLD.format(path=json.dumps(
             str(ROOT / "bench" / "agents"))))  # fmt: skip
         module = "hermetic" if journal else "bench.peers.hermetic_memory"
         log = (folder / "log").open("w+")
@@ -137,7 +137,8 @@ class Host(ExitStack):
         return made
 
     def _gate(self, folder: Path) -> Gate:
-        gate = Gate(folder / "gate")
+        (folder / "gates").mkdir()  # a folder of its own: sealed agents see it, and nothing else here
+        gate = Gate(folder / "gates" / "gate")
         self.callback(gate.remove)
         return gate
 
@@ -216,7 +217,9 @@ class Hermetic(Contestant):
         """So many turns that emit at this rate while the gate is open; each has begun on return."""
         ids = [self.turn("steady", {"gate": str(self.gate.path), "rate": rate}) for _ in range(turns)]
         for turn in ids:
-            self.wait(turn, lambda view: int(view["last_seq"]) >= 2)  # `started` and its first words
+            view = self.wait(turn, lambda view: int(view["last_seq"]) >= 2)  # `started` and its first words
+            if view["ended"]:
+                raise RuntimeError(f"turn {turn} does not emit: {view['state']}, {view['stderr']}")
         self.turns = [f"/v1/turns/{turn}/events" for turn in ids]
 
 
@@ -236,6 +239,7 @@ _AGENT = """
 [agents.{name}]
 target = "emitters:{name}"
 python_path = [{path}]
+readable = [{gates}]
 limits = {{ processes_max = 32 }}
 """
 _COLD = """
