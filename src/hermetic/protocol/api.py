@@ -526,9 +526,9 @@ class Problem(Response, frozen=True):
     hint: str
     turn_id: str | None = None
     """With `session_busy`: the turn that is active."""
-    request_id: str | None = None
-    """Also in the header `X-Request-Id`; the server's log has it."""
     quota: str | None = None
     """With `quota_exceeded`: which one; the header Retry-After says when to ask again."""
     limit: float | None = None
     """Of that quota."""
+    request_id: str | None = None
+    """Also in the header `X-Request-Id`; the server's log has it."""

@@ -80,7 +80,7 @@ def needs() -> Needs:
 
 
 class Doorkeeper:
-    """Lets requests in. `secure`: people reach the server by HTTPS, also where a proxy ends it."""
+    """Lets requests in."""
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
@@ -152,7 +152,7 @@ class Doorkeeper:
 
     @property
     def secure(self) -> bool:
-        """People come by HTTPS."""
+        """People come by HTTPS, also where a proxy ends it."""
         url = self._supervisor.config.server.url
         return request.scheme == "https" if url is None else url.startswith("https:")
 

@@ -38,9 +38,9 @@ def problem_response(error: HermeticError) -> Response:
         fault=error.fault,
         hint=error.hint,
         turn_id=error.extra.get("turn_id"),
-        request_id=request_id(),
         quota=error.extra.get("quota"),
         limit=error.extra.get("limit"),
+        request_id=request_id(),
     )
     response = Response(msgspec.json.encode(problem), status, content_type="application/problem+json")
     response.headers["Cache-Control"] = "no-store"
