@@ -146,9 +146,9 @@ class RefusingStore(MemoryStore):
         self._refuse()
         await super().append_durable(*arguments, act=act)
 
-    async def finish(self, end):
+    async def finish(self, *arguments):
         self._refuse()
-        await super().finish(end)
+        await super().finish(*arguments)
 
     async def claim(self, *arguments, **named):
         self._refuse()
