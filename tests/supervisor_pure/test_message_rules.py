@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hermetic.protocol import api
-from hermetic.protocol.events import Token, Tool, ToolComplete
+from hermetic.protocol.events import Token, Tool, ToolComplete, Usage
+from hermetic.supervisor.ending import session_change
 from hermetic.supervisor.store.interface import Session, SessionRow
 from hermetic.supervisor.summary import (
     PROVIDER_KEYS,
@@ -328,3 +329,13 @@ def test_an_export_reads_from_top_to_bottom() -> None:
         "## User (1970-01-02 00:00 UTC)\n\nhello\n\n"
         "## User\n\nx\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("proposed", "kept"),
+    [("A plum\n  tree ", "A plum tree"), ("x" * 9000, "x" * 64), (" " * 9000 + "late", "Before"), ("", "Before")],
+)
+def test_a_title_from_an_agent_is_one_line_of_64_characters(proposed: str, kept: str) -> None:
+    change = session_change(1.0, Usage(), proposed)
+    assert change(Session(session_id="s", title="Before")).title == kept
+    assert change(Session(session_id="s", title="Mine", title_by_user=True)).title == "Mine"
