@@ -15,10 +15,12 @@ from hermetic.protocol import api, commands, events
 from hermetic.protocol.control import KILL, TERMINATE
 from hermetic.protocol.errors import Conflict, StorageError
 from hermetic.supervisor import ballast, run_turn
+from hermetic.supervisor.cgroups import Cgroups
 from hermetic.supervisor.config import Config, Limits, Turns
 from hermetic.supervisor.ending import Cause, session_change
 from hermetic.supervisor.identity import OPERATOR
 from hermetic.supervisor.run_turn import COMMANDS_MAX
+from hermetic.supervisor.sealing import Sealing
 from hermetic.supervisor.store.group_commit import GroupCommit
 from hermetic.supervisor.store.interface import Session
 from hermetic.supervisor.store.sqlite import open_sqlite
@@ -264,8 +266,9 @@ async def supervisor_with(tmp_path, monkeypatch, *children, store=None, config=N
     waiting = list(children)
     async with trio.open_nursery() as nursery:
         monkeypatch.setattr(run_turn, "open_child", lambda *_: opens(waiting.pop(0), nursery)())
+        sealing = Sealing(Cgroups([]), [], can_run=True)
         yield Supervisor(
-            config or Config(), store or MemoryStore(), tmp_path, nursery, events.Seal(level=0), os.environ
+            config or Config(), store or MemoryStore(), tmp_path, nursery, sealing, os.environ, upstream=None
         )
         nursery.cancel_scope.cancel()
 
