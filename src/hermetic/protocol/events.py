@@ -317,7 +317,16 @@ class StreamEnd(Event, frozen=True):
 
 
 SupervisorEvent = (
-    Queued | Started | ApprovalResolved | ClarifyResolved | Steer | EgressDenied | Cancelling | Done | Apperror | Cancel
+    Queued
+    | Started
+    | ApprovalResolved
+    | ClarifyResolved
+    | Steer
+    | EgressDenied
+    | Cancelling
+    | Done
+    | Apperror
+    | Cancel
     | StreamEnd
 )
 

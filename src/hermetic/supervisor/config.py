@@ -595,6 +595,7 @@ def _check_target(target: str | None, path: str) -> None:
 
 # --- variables ----------------------------------------------------------------------------------------------------
 
+
 def is_secret_name(name: str) -> bool:
     """Whether a variable of this name holds a secret, by the look of it."""
     return _SECRET.search(name) is not None
