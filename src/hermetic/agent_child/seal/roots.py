@@ -27,6 +27,7 @@ import errno
 import os
 import stat
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -55,11 +56,16 @@ _DEV_LINKS = {
 _MOUNT_POINTS = ("/tmp", "/mnt", "/run", "/var", "/home")
 """Any of them is where the new root waits for the moment of the pivot."""
 _OLD = b".host"
+_BUSY_S = 0.0005
+_BUSY_TRIES = 400
+"""Together 0.2 s: on a busy machine the agent may lose the processor in that very moment."""
 _ROOT_OPTIONS = b"mode=0755,size=1m,nr_inodes=4096"
 """Folders, links and four small files of ours; no turn can write there."""
 _BYTES_PER_FILE = 2048
 """A cap on the files of a tmpfs: an empty one costs the kernel about a kilobyte that its size does not count."""
 
+_NOATIME = 1024
+"""So that reading is not writing: see _make_read_only."""
 _NOSUID, _NODEV, _NOEXEC, _REC, _SLAVE = 2, 4, 8, 1 << 14, 1 << 19
 _DETACH = 2
 _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC, _AT_RECURSIVE, _AT_EMPTY_PATH = 1, os.O_CLOEXEC, 0x8000, 0x1000
@@ -74,7 +80,7 @@ def make_slave() -> None:
 
 def mount_proc() -> None:
     """Raises OSError in a container that masks parts of its own /proc."""
-    syscalls.mount(b"proc", b"/proc", b"proc", _NOSUID | _NODEV | _NOEXEC)
+    syscalls.mount(b"proc", b"/proc", b"proc", _NOSUID | _NODEV | _NOEXEC | _NOATIME)
 
 
 class PrivateRoot:
@@ -113,8 +119,8 @@ class PrivateRoot:
         syscalls.unmount(b"/" + _OLD, _DETACH)
         os.rmdir(b"/" + _OLD)
         if self.has_proc:
-            _set_attributes(_AT_FDCWD, b"/proc", _ATTR_RDONLY)
-        _set_attributes(_AT_FDCWD, b"/", _ATTR_RDONLY)
+            _make_read_only(b"/proc")
+        _make_read_only(b"/")
         host_descriptors.close_all()
 
     def _mount_workspace(self, workspace: str) -> None:
@@ -132,7 +138,7 @@ class PrivateRoot:
         """When it raises, all is as before."""
         self._old = host_descriptors.keep(os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         point = next((path for path in _MOUNT_POINTS if os.path.isdir(path)), "/usr")
-        syscalls.mount(b"tmpfs", point.encode(), b"tmpfs", _NOSUID | _NODEV, _ROOT_OPTIONS)
+        syscalls.mount(b"tmpfs", point.encode(), b"tmpfs", _NOSUID | _NODEV | _NOATIME, _ROOT_OPTIONS)
         os.chdir(point)
         os.mkdir(_OLD, 0o700)
         try:
@@ -261,6 +267,19 @@ def _set_attributes(fd: int, path: bytes, attributes: int, *, recursive: bool = 
     change = struct.pack("QQQQ", attributes, 0, 0, 0)
     flags = (0 if path else _AT_EMPTY_PATH) | (_AT_RECURSIVE if recursive else 0)
     syscalls.call(syscalls.MOUNT_SETATTR, fd, path, flags, change, len(change))
+
+
+def _make_read_only(path: bytes) -> None:
+    """Of a mount in use. EBUSY: the agent, which waits beside init, is writing there in this moment, if only the time at
+    which it read a link; it has nothing to do but to wait, so the moment passes."""
+    for _ in range(_BUSY_TRIES):
+        try:
+            return _set_attributes(_AT_FDCWD, path, _ATTR_RDONLY)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+        time.sleep(_BUSY_S)
+    _set_attributes(_AT_FDCWD, path, _ATTR_RDONLY)
 
 
 def _place(root: int, path: str, *, folder: bool) -> int:
