@@ -84,6 +84,8 @@ class ProviderError(HostError):
 class Provider:
     """The one that the configuration names. Raises `Unauthorized` and `ProviderError`."""
 
+    flow_s: Final = FLOW_S
+
     def __init__(self, config: Oidc) -> None:
         assert config.issuer
         self._config = config

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx2
 import msgspec
@@ -39,7 +39,7 @@ from hermetic.protocol.sse import Cursor
 from hermetic.supervisor.acting import act, act_for
 from hermetic.supervisor.audit import Act
 from hermetic.supervisor.ballast import Ballast
-from hermetic.supervisor.config import Config, Quotas, default_agent, show
+from hermetic.supervisor.config import Config, Quotas, Trace, default_agent, show
 from hermetic.supervisor.egress.model import open_upstream
 from hermetic.supervisor.egress.serve import Egress, egress_of, serve_egress
 from hermetic.supervisor.ending import BEFORE_START, BY_USER, SERVER_DIED, SERVER_STOPS, Ending, finish_of
@@ -72,11 +72,13 @@ from hermetic.supervisor.summary import (
     title_from,
     user_message,
 )
-from hermetic.supervisor.traces import open_tracer
 from hermetic.supervisor.turn import Phase
 from hermetic.supervisor.vault import Vault
 from hermetic.supervisor.webui_state import write_session_file
 from hermetic.supervisor.workspaces import check_attachments, check_message
+
+if TYPE_CHECKING:
+    from hermetic.supervisor.traces import Tracer
 
 log = structlog.get_logger()
 
@@ -141,7 +143,7 @@ class Supervisor:
         self.metrics = Metrics(self._load)
         self.readers_cut: Callable[[], int] = lambda: 0
         """How many the web side has cut: it knows its connections."""
-        self._tracer = open_tracer(config.trace)
+        self._tracer = _tracer(config.trace)
         self._refusals: tuple[float, int, int] = (-60.0, 0, 0)
         """The minute's begin, refused logins recorded in it, and those passed over since."""
         self._positions: dict[str, int] | None = None
@@ -805,6 +807,14 @@ class Supervisor:
         await self.store.finish(finish_of(known, None, self.config.limits, time.time()))
         await self._write_webui_state(row.spec)
         log.warning("turn_recovered", turn_id=turn_id, state=known.verdict, events=row.last_seq)
+
+
+def _tracer(config: Trace) -> Tracer | None:
+    if config.url is None:
+        return None
+    from hermetic.supervisor.traces import open_tracer  # OpenTelemetry takes a fifth of a server's start to load
+
+    return open_tracer(config)
 
 
 async def _serve(

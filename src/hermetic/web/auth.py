@@ -16,7 +16,7 @@ from __future__ import annotations
 import hmac
 import os
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from quart import g, request
 from werkzeug.sansio.response import Response as AnyResponse
@@ -33,9 +33,12 @@ from hermetic.protocol.operations import OPERATIONS, Needs
 from hermetic.supervisor.acting import act_for
 from hermetic.supervisor.identities import LOGIN_S
 from hermetic.supervisor.identity import LOCAL, OPERATOR, Caller, key_id_of, same, scopes_of
-from hermetic.supervisor.oidc import Provider
 from hermetic.supervisor.store.identity import Login
 from hermetic.supervisor.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from hermetic.supervisor.config import Oidc
+    from hermetic.supervisor.oidc import Provider
 
 LOGIN_COOKIE: Final = "hermetic_login"
 CSRF_COOKIE: Final = "hermetic_csrf"
@@ -79,6 +82,14 @@ def needs() -> Needs:
     return "run" if _changes() else "read"
 
 
+def _provider(config: Oidc) -> Provider | None:
+    if not config.issuer:
+        return None
+    from hermetic.supervisor.oidc import Provider  # its cryptography takes a tenth of a server's start to load
+
+    return Provider(config)
+
+
 class Doorkeeper:
     """Lets requests in."""
 
@@ -86,7 +97,7 @@ class Doorkeeper:
         self._supervisor = supervisor
         self._identities = supervisor.identities
         self._runner_key = _runner_key(supervisor.config.server.runner_api_key_env)
-        self.provider = Provider(supervisor.config.oidc) if supervisor.config.oidc.issuer else None
+        self.provider = _provider(supervisor.config.oidc)
 
     @property
     def closed(self) -> bool:

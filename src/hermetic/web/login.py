@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 import trio
@@ -15,11 +15,13 @@ from hermetic.protocol import api
 from hermetic.protocol.errors import HermeticError, NotFound
 from hermetic.supervisor.identities import TICKET_S
 from hermetic.supervisor.identity import SCOPES, Caller
-from hermetic.supervisor.oidc import FLOW_S, Provider
 from hermetic.supervisor.store.identity import Login
 from hermetic.supervisor.supervisor import Supervisor
 from hermetic.web.auth import Doorkeeper, caller
 from hermetic.web.v1 import body, json_response
+
+if TYPE_CHECKING:
+    from hermetic.supervisor.oidc import Provider
 
 FLOW_COOKIE: Final = "hermetic_oidc"
 PAGE: Final = Path(__file__).parent / "static" / "login.html"
@@ -81,7 +83,7 @@ def blueprint(supervisor: Supervisor, door: Doorkeeper) -> Blueprint:
         response.set_cookie(
             FLOW_COOKIE,
             cookie,
-            max_age=int(FLOW_S),
+            max_age=int(provider.flow_s),
             path="/login/oidc",
             secure=door.secure,
             httponly=True,
