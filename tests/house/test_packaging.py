@@ -18,7 +18,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 LINKS = ("agent_child", "protocol", "supervisor", "web")
-TOP_MODULES = {"__init__", "__main__", "chat", "cli", "client", "doctor", "listing", "terminal", "testing"}
+TOP_MODULES = {"__init__", "__main__", "chat", "cli", "client", "doctor", "listing", "tenants", "terminal", "testing"}
 """Besides the four folders; the import contracts give each its place."""
 
 pytestmark = pytest.mark.skipif(

@@ -141,11 +141,11 @@ async def test_what_breaks_us_at_the_end_costs_the_answer_and_not_the_end(monkey
     store, tries = MemoryStore(), []
     finish = store.finish
 
-    async def breaks(end):
+    async def breaks(end, then=None):
         tries.append(end)
         if end.messages or len(tries) < 3:
             raise OverflowError("too big for anybody")
-        await finish(end)
+        await finish(end, then)
 
     monkeypatch.setattr(store, "finish", breaks)
     child = ScriptedChild([(0, READY), (0, events.Token(text="a")), (0, events.Result()), (0, 0.0)])
@@ -200,10 +200,10 @@ async def test_an_end_without_room_leaves_out_the_reasoning_too(monkeypatch, aut
     script = [(0, READY)] + [(0, events.Reasoning(text="r" * 50_000))] * 40 + [(0, events.Result(text="yes")), (9, 0.0)]
     finish = store.finish
 
-    async def small_ones_only(end):
+    async def small_ones_only(end, then=None):
         if sum(len(data) for _, data in end.records) + len(msgspec.json.encode(end.messages)) > 300_000:
             raise StorageError("the disk is full")
-        await finish(end)
+        await finish(end, then)
 
     monkeypatch.setattr(store, "finish", small_ones_only)
     async with running(monkeypatch, ScriptedChild(script), store) as live:
