@@ -26,6 +26,7 @@ from hermetic.protocol.events import (
     Compressed,
     Compressing,
     Done,
+    EgressDenied,
     DrainingNotice,
     InterimAssistant,
     PendingSteerLeftover,
@@ -171,6 +172,10 @@ class Renderer:
                 return self.line(
                     style.yellow(f"! {clean_line(event.message)}") + _gap(style.dim(clean_line(event.hint)))
                 )
+            case EgressDenied():
+                place = clean_line(f"{event.host}:{event.port}{event.path}")
+                why = clean_line(event.reason.replace("_", " "))
+                return self.line(style.yellow(f"! The way to {place} is closed: {why}"))
             case Queued(position=position):
                 self.status = f"queued, number {position}"
             case Started():

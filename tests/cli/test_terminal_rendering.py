@@ -98,10 +98,16 @@ def test_every_event_that_a_reader_can_meet_can_be_drawn():
         e.Compressed(message="m"), e.PendingSteerLeftover(text="t"), e.Steer(text="s"),
         e.Cancelling(message="m", grace_s=1), e.Cancel(turn_id="t", message="m"), e.Reset(reason="r", snapshot=snapshot),
         e.DrainingNotice(retry_ms=1), e.Apperror(turn_id="t", message="m", type="error", state="failed", fault="agent"),
+        e.EgressDenied(method="CONNECT", host="evil.example\x1b[2J", port=443, reason="host_not_listed"),
     ]  # fmt: skip
     assert drawn | {type(event) for event in rest} == set(e.ReaderEvent.__args__)
     for event in rest:
         Renderer().render(event)
+
+
+def test_a_denied_place_is_one_clean_line():
+    denied = e.EgressDenied(method="CONNECT", host="evil.example\x1b[2J", port=443, reason="host_not_listed")
+    assert draw([denied]) == "! The way to evil.example:443 is closed: host not listed\n"
 
 
 def test_an_error_shows_what_the_child_printed_and_what_to_do():

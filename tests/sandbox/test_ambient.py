@@ -19,6 +19,17 @@ def test_modules_left_in_the_workspace_are_not_imported(sealed: World) -> None:
     assert not (Path(workspace) / "planted-ran").exists(), "the server runs nothing in a workspace either"
 
 
+def test_code_that_its_folder_closes_to_others_is_read_by_the_agents_turns(sealed: World) -> None:
+    """An agent in its owner's closed folder: what the configuration lists, its turns may read, whoever they are."""
+    sealed.server.agents.chmod(0o700)
+    try:
+        assert sealed.attack("who", session=sealed.new_session("attacker"))["did"]["uid"]
+        (sealed.server.agents / "closed.py").touch(0o600)
+        assert "did" in sealed.attack("read", path=str(sealed.server.agents / "closed.py"))
+    finally:
+        sealed.server.agents.chmod(0o755)
+
+
 def test_a_tool_python_started_as_we_start_ours_ignores_the_workspace(sealed: World) -> None:
     session = sealed.new_session("attacker")
     sealed.attack("plant", session=session)

@@ -193,7 +193,17 @@ class PrivateRoot:
     def _bind_readable(self, path: str, at: str | None = None) -> None:
         with _opened(self._clone(path, recursive=True)) as tree:
             _set_attributes(tree, b"", _ATTR_RDONLY | _ATTR_NOSUID | _ATTR_NODEV, recursive=True)
+            self._open_to_tenant(tree)
             self._attach(tree, at or path, folder=_is_folder(tree))
+
+    def _open_to_tenant(self, tree: int) -> None:
+        """What the host has listed as readable, and keeps closed to others than its owner, the tenant reads as the owner."""
+        found = os.stat(tree)
+        closed = not found.st_mode & stat.S_IROTH or (stat.S_ISDIR(found.st_mode) and not found.st_mode & stat.S_IXOTH)
+        owner = (found.st_uid, found.st_gid)
+        if closed and not self._unprivileged and owner != self._ids:
+            with suppress(OSError):  # a file system that cannot: then it stays closed, and who reads it is told so
+                idmap.translate(tree, owner, self._ids)
 
     def _bind_owned(self, path: str, owner: tuple[int, int] | None = None) -> tuple[int, int]:
         """Writable, and the turn's own, whoever owns it on the host. `owner`: only what is theirs is the turn's own."""
