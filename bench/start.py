@@ -33,8 +33,10 @@ from hermetic.protocol.control import Spawned
 from hermetic.protocol.errors import HermeticError
 from hermetic.protocol.launch import Policy, Spawn
 from hermetic.supervisor.child import Child, open_child
+from hermetic.supervisor.config import DEMO, Config, Profile, Seal
 from hermetic.supervisor.launchers import Launch, Launchers
 from hermetic.supervisor.seal_policy import TREE
+from hermetic.supervisor.sealing import Sealing, open_sealing
 
 CTRUE, PYTHON, OURS = "ctrue (C)", "cold python -c 'import msgspec'", "hermetic, cold"
 SDK = "openai"
@@ -80,15 +82,18 @@ def measure(size: Size) -> Report:
 
 
 async def _measure(sizes: Sizes, ctrue: Path | None, folder: str) -> Report:
-    async with trio.open_nursery() as nursery:
+    async with (
+        open_sealing(Config(seal=Seal()), insecure=True) as sealing,
+        trio.open_nursery() as nursery,
+    ):
         launchers = Launchers(nursery, ready_s=60.0, turns_max=1_000_000, idle_max=100)
         try:
-            return await _measured(sizes, ctrue, folder, launchers)
+            return await _measured(sizes, ctrue, os.path.realpath(folder), launchers, sealing)
         finally:
             nursery.cancel_scope.cancel()
 
 
-async def _measured(sizes: Sizes, ctrue: Path | None, folder: str, launchers: Launchers) -> Report:
+async def _measured(sizes: Sizes, ctrue: Path | None, folder: str, launchers: Launchers, sealing: Sealing) -> Report:
     contestants: dict[str, Contestant] = {}
     if ctrue:
         contestants[CTRUE] = Contestant(lambda: _process([str(ctrue)]))
@@ -97,17 +102,27 @@ async def _measured(sizes: Sizes, ctrue: Path | None, folder: str, launchers: La
     )
 
     def ours(name: str, launch_: Launch, *, slow: bool = False) -> None:
-        started = partial(_child, launchers, structs.replace(launch_, agent=name))
+        started = partial(_child, launchers, structs.replace(launch_, agent=name), str(workspace))
         contestants[name] = Contestant(started, slow=slow, rests=launch_.standby > 0)
 
+    workspace = Path(folder, "workspace")
+    workspace.mkdir()
     plain = Launch(agent="", profile="bench", environment=ENVIRONMENT, policy=Policy(optional=list(TREE)))
     ours(OURS, structs.replace(plain, cold=True), slow=True)
     for what, modules in ("light", []), ("heavy", [SDK]):
         for standby, how in (0, "warm"), (1, "standby"):
             ours(f"hermetic, {how}, {what}", structs.replace(plain, preload=modules, standby=standby))
+    policy = sealing.policy(Config(), DEMO, Profile(), home=Path(folder, "home"), tenant_number=0)
+    sealed = structs.replace(plain, policy=policy)
+    level = sealing.seal.level
+    for what, modules in ("light", []), ("heavy", [SDK]):
+        for standby, how in (0, "warm"), (1, "standby"):
+            ours(f"hermetic, sealed at level {level}, {how}, {what}",
+                 structs.replace(sealed, preload=modules, standby=standby))  # fmt: skip
     notes = [] if ctrue else ["There is no C compiler (`gcc` or `cc`): the rows of ctrue are missing."]
     cold_sdk = [sys.executable, "-I", "-c", f"import msgspec, {SDK}; print('ready', flush=True)"]
-    contestants[f"cold python -c 'import {SDK}'"] = Contestant(lambda: _process(cold_sdk), slow=True)
+    heavy = f"cold python -c 'import {SDK}'"
+    contestants[heavy] = Contestant(lambda: _process(cold_sdk), slow=True)
     if HERMES.exists() and sizes.starts > 1:
         hermes = structs.replace(plain, interpreter=str(HERMES), preload=[HERMES_MODULE])
         for standby, how in (0, "warm"), (1, "standby"):
@@ -158,7 +173,16 @@ async def _measured(sizes: Sizes, ctrue: Path | None, folder: str, launchers: La
         Goal(1, "forked standby: first event ≤ 1.0 × ctrue", 1.0, first_ratios("hermetic, standby, light", CTRUE)),
         Goal(1, "forked standby, heavy: first event ≤ 1.0 × ctrue", 1.0,
              first_ratios("hermetic, standby, heavy", CTRUE)),
-        Goal(2, "warm and sealed at level 3: first event ≤ 8 × ctrue", 8, None, note="not in this measurement yet"),
+        *([
+            Goal(2, "warm and sealed at level 3: first event ≤ 8 × ctrue", 8,
+                 first_ratios("hermetic, sealed at level 3, warm, light", CTRUE)),
+            Goal(2, "warm and sealed, heavy: first event ≤ 1/50 of cold unsealed", 1 / 50,
+                 first_ratios("hermetic, sealed at level 3, warm, heavy", heavy)),
+            Goal(2, "sealed standby: first event ≤ 1.2 × ctrue", 1.2,
+                 first_ratios("hermetic, sealed at level 3, standby, light", CTRUE)),
+            Goal(3, "turns/s, 4 at a time, sealed ≥ 8 × cold unsealed", 8,
+                 rate_ratios("hermetic, sealed at level 3, warm, light", OURS), at_least=True),
+        ] if level == 3 else []),
         Goal(3, "turns/s, 4 at a time, unsealed ≥ 20 × cold", 20, rate_ratios("hermetic, warm, light", OURS),
              at_least=True),
         Goal(3, "turns/s, 4 at a time, unsealed ≥ 0.75 × ctrue", 0.75, rate_ratios("hermetic, warm, light", CTRUE),
@@ -200,9 +224,9 @@ async def _process(argv: list[str]) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def _child(launchers: Launchers, launch_: Launch) -> AsyncIterator[None]:
+async def _child(launchers: Launchers, launch_: Launch, workspace: str) -> AsyncIterator[None]:
     """As the supervisor starts one, to its Ready; the end of its commands ends it."""
-    async with open_child(launchers, launch_, Spawn(turn_id="t", workspace="/tmp")) as child:
+    async with open_child(launchers, launch_, Spawn(turn_id="t", workspace=workspace)) as child:
         await _ready(child)
         yield
         await child.commands.aclose()

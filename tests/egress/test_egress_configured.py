@@ -12,19 +12,17 @@ from hermetic.supervisor.config import Agent, ModelApi, Profile, load_config, sh
 from hermetic.supervisor.egress.model_rules import PLACEHOLDER
 from hermetic.supervisor.egress.serve import egress_of
 from hermetic.supervisor.egress.variables import CONNECT_PORT, MODEL_PORT, egress_variables, ports
-from hermetic.supervisor.environment import child_environment
+from hermetic.supervisor.environment import base_environment
 
 API = ModelApi(url="https://api.openai.com/v1", key_env="REAL_KEY")
 SERVER = {"REAL_KEY": "sk-real", "OTHER": "x sk-real x", "HTTPS_PROXY": "http://user:pw@proxy"}
 
 
 def build(api: ModelApi | None = API, *, network_namespace: bool = True, **profile: Any) -> dict[str, str]:
-    return child_environment(
+    return base_environment(
         Agent(adapter="demo", model_api=api, env={"http_proxy": "http://mine"}),
         Profile(**profile),
         profile_name="work",
-        session_id="s",
-        workspace="/w",
         home="/h",
         server_environ=SERVER,
         python="/usr/bin/python3",
