@@ -347,7 +347,7 @@ async def test_a_full_disk_ends_the_turn_and_work_goes_on_when_there_is_room(ser
     """
     disk = tmp_path / "disk"
     with small_disk(disk, 32 << 20):
-        toml = TOML + agent_toml() + "\n[limits]\nevent_bytes_per_s_max = 1_000_000_000\n"
+        toml = TOML.replace("[limits]", "[limits]\nevent_bytes_per_s_max = 1_000_000_000") + agent_toml()
         server = await serve(toml, agents={"mine": code}, data=disk / "data")
         small = await server.session(agent="mine")
         assert check_whole(await server.run("3", session=small))["event"] == "done"
