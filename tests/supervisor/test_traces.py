@@ -35,7 +35,7 @@ async def spans_of(*said: events.Event):
     feed = Feed("t", 0, ring_bytes=1 << 20, ring_events=100)
     tracer = traces.Tracer(Trace(url="http://127.0.0.1:1/"), SimpleSpanProcessor(exporter))
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(tracer.follow, SPEC, feed, store)
+        nursery.start_soon(tracer.follow, SPEC, feed, store, 0)
         for seq, event in enumerate(said, start=1):
             await store.append("t", 1, seq, [record(event)])
             feed.publish([Entry(seq, *record(event))], last=event is said[-1])

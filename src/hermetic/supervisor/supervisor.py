@@ -404,7 +404,7 @@ class Supervisor:
     async def _run(self, live: LiveTurn) -> None:
         try:
             if self._tracer:
-                self._nursery.start_soon(self._tracer.follow, live.spec, live.feed, self.store)
+                self._nursery.start_soon(self._tracer.follow, live.spec, live.feed, self.store, live.feed.last_seq)
             await self._write_webui_state(live.spec)  # a page that is loaded again now shows what was asked
             await live.run()
             self.metrics.turn_ended(live, live.state.name, live.spec.created_at, time.time())

@@ -57,11 +57,10 @@ class Tracer:
         self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("hermetic", __version__)
 
-    async def follow(self, spec: TurnSpec, feed: Feed, log: EventLog) -> None:
-        """One turn, from its start to its end."""
+    async def follow(self, spec: TurnSpec, feed: Feed, log: EventLog, after: int) -> None:
+        """One turn, from its events after `after` to its end."""
         name = f"invoke_agent {spec.agent}"
         turn = _Turn(self._tracer, self._tracer.start_span(name, attributes=_about(spec)))
-        after = feed.last_seq
         try:
             while True:
                 await feed.wait_news(after)
