@@ -105,8 +105,9 @@ class Limits(Section, frozen=True):
     event_bytes_max: Size = 32 << 20
     """All events of a turn; then it ends as over_limit. A turn's text is kept in memory while it runs; a model that
     writes a hundred tokens a second for five hours stays below."""
-    event_bytes_per_s_max: Size = 8 << 20
-    """Events of a turn in any one second. A fast model writes some kilobytes; what is near this is a loop."""
+    event_bytes_per_s_max: Size = 32 << 20
+    """Events of a turn in any one second. A model writes some kilobytes, a tool's output may be megabytes; by default it is
+    what a whole turn may say, so it holds only where it is lowered or that is raised."""
     stderr_bytes_max: Annotated[int, Meta(ge=0, le=64 << 20)] = 64 << 10
     """What is kept of a child's prints: the last part."""
     stderr_lines: Annotated[int, Meta(ge=0, le=1000)] = 20
