@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import pytest
 from world import World
 
 
@@ -19,15 +21,20 @@ def test_modules_left_in_the_workspace_are_not_imported(sealed: World) -> None:
     assert not (Path(workspace) / "planted-ran").exists(), "the server runs nothing in a workspace either"
 
 
-def test_code_that_its_folder_closes_to_others_is_read_by_the_agents_turns(sealed: World) -> None:
+def test_code_that_its_folder_closes_to_others_is_read_by_the_agents_turns() -> None:
     """An agent in its owner's closed folder: what the configuration lists, its turns may read, whoever they are."""
-    sealed.server.agents.chmod(0o700)
+    if os.getuid() != 0:
+        pytest.skip("needs root, to give turns a user of their own")
+    world = World(3, "root")
     try:
-        assert sealed.attack("who", session=sealed.new_session("attacker"))["did"]["uid"]
-        (sealed.server.agents / "closed.py").touch(0o600)
-        assert "did" in sealed.attack("read", path=str(sealed.server.agents / "closed.py"))
+        (world.server.agents / "closed.py").touch(0o600)
+        world.server.agents.chmod(0o700)
+        world.start()
+        assert world.attack("who")["did"]["uid"][0] != 0
+        assert world.attack("read", path=str(world.server.agents / "closed.py")) == {"did": ""}
+        assert "refused" in world.attack("write", path=str(world.server.agents / "closed.py"))
     finally:
-        sealed.server.agents.chmod(0o755)
+        world.close()
 
 
 def test_a_tool_python_started_as_we_start_ours_ignores_the_workspace(sealed: World) -> None:

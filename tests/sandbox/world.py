@@ -117,7 +117,7 @@ class World:
     def _listen(self) -> None:
         """Things on the host that a turn must not reach."""
         self.unix_path = str(self.folder / "host.sock")
-        self.abstract = f"@hermetic-{os.getpid()}-{id(self)}"
+        self.abstract = f"@{self.folder.name}"
         for address in (self.unix_path, "\0" + self.abstract[1:]):
             listener = socket.socket(socket.AF_UNIX)
             listener.bind(address)
