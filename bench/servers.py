@@ -180,7 +180,7 @@ class Hermetic(Contestant):
 
     def note_key(self) -> str:
         """The operator's: who can read the data directory has it."""
-        return str(json.loads(Path(self.gate.path).with_name("server.json").read_text())["key"])
+        return str(json.loads(Path(self.gate.path).parents[1].joinpath("server.json").read_text())["key"])
 
     def add_tenant(self, tenant: str, operator: str, at_once: int) -> str:
         """→ a key for it. From the first tenant on every request needs one."""

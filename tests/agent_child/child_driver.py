@@ -22,6 +22,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
+Run = Callable[..., "Child"]
 PATIENCE_S = 20.0
 """Longest wait for anything: a loaded machine, not a measure of speed."""
 

@@ -1,15 +1,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-from child_driver import Child
-
-Run = Callable[..., Child]
+from child_driver import Child, Run
 
 
 @pytest.fixture

@@ -7,8 +7,7 @@ import signal
 import time
 
 import pytest
-from child_driver import Child
-from conftest import Run
+from child_driver import Child, Run
 
 from hermetic.protocol.commands import Cancel, Steer
 from hermetic.protocol.events import PendingSteerLeftover, Ready, Result, Token, ToolComplete

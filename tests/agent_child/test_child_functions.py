@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Run
+from child_driver import Run
 
 from hermetic.protocol.commands import Answer, Steer
 from hermetic.protocol.events import (

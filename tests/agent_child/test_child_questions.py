@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from conftest import Run
+from child_driver import Run
 
 from hermetic.protocol.commands import Answer, Approve
 from hermetic.protocol.events import Approval, Clarify, Result

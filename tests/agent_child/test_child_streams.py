@@ -6,8 +6,7 @@ import json
 
 import msgspec
 import pytest
-from child_driver import Child
-from conftest import Run
+from child_driver import Child, Run
 
 from hermetic.protocol import PROTOCOL_VERSION, commands
 from hermetic.protocol.commands import Start

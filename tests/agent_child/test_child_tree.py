@@ -16,8 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from child_driver import PATIENCE_S, Child
-from conftest import Run
+from child_driver import PATIENCE_S, Child, Run
 
 import hermetic
 from hermetic.protocol.events import Result
