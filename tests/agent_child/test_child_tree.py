@@ -48,9 +48,10 @@ def agent(turn):
     up = b""
     while len(up) < turn.options["daemons"]:
         up += os.read(read_fd, 100)
-    turn.token("up")
     if turn.options["stay"]:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    turn.token("up")
+    if turn.options["stay"]:
         while True:
             time.sleep(600)
 """
