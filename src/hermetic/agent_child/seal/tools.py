@@ -94,7 +94,8 @@ def _system(command: Any) -> int:
     with suppress(ValueError):  # not the main thread
         ignored = {number: signal.signal(number, signal.SIG_IGN) for number in _FROM_TERMINAL}
     try:
-        pid = _posix_spawn("/bin/sh", ["sh", "-c", command], os.environ, setsigdef=_FROM_TERMINAL)
+        heeded = [number for number, handler in ignored.items() if handler is not signal.SIG_IGN]
+        pid = _posix_spawn("/bin/sh", ["sh", "-c", command], os.environ, setsigdef=heeded)
         return os.waitpid(pid, 0)[1]
     finally:
         for number, handler in ignored.items():
